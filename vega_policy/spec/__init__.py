@@ -1,0 +1,37 @@
+"""The words everybody speaks: observations, actions, episodes, protocols, errors, conventions.
+
+NumPy only; imports nothing of ours.
+"""
+
+from vega_policy.spec.action import ActionChunk, ActionSpec
+from vega_policy.spec.episode import EpisodeKey, EpisodeResult, Outcome
+from vega_policy.spec.errors import (
+    CheckpointError,
+    ContractError,
+    EnvFault,
+    PolicyFault,
+    SafetyStop,
+    VegaError,
+)
+from vega_policy.spec.observation import AGENTVIEW, CAMERAS, WRIST, Observation
+from vega_policy.spec.protocols import Policy, Simulator
+
+__all__ = [
+    "AGENTVIEW",
+    "CAMERAS",
+    "WRIST",
+    "ActionChunk",
+    "ActionSpec",
+    "CheckpointError",
+    "ContractError",
+    "EnvFault",
+    "EpisodeKey",
+    "EpisodeResult",
+    "Observation",
+    "Outcome",
+    "Policy",
+    "PolicyFault",
+    "SafetyStop",
+    "Simulator",
+    "VegaError",
+]
