@@ -1,0 +1,1 @@
+"""Demonstrations on disk, statistics, training chunks and the cache of frozen features."""
