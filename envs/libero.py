@@ -1,0 +1,163 @@
+"""LIBERO as a Gymnasium environment that follows the published evaluation protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from envs.simulation import LiberoSimulation
+from envs.suites import HORIZONS, get_task, init_states
+from vega_policy.spec import CAMERAS, ActionSpec, ContractError
+
+SETTLING_STEPS = 10
+SETTLING_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float64)
+"""Applied while the objects come to rest, before the policy sees anything."""
+
+
+class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
+    """One LIBERO task, 20 Hz, both cameras upright, proprioception of 8 numbers.
+
+    Episode ``k`` of the official protocol (one environment per task, ``seed(0)``, the ``k``-th
+    reset, initial state ``k``, ten settling steps) is ``reset(seed=0, options={"init_state_id":
+    k})``, in any order and in any process. States are equal in float64, images to the pixel.
+
+    Observation: ``agentview`` and ``wrist`` (camera_px, camera_px, 3) uint8 RGB; ``proprio`` (8,)
+    float32 (see `vega_policy.spec.Observation`).
+    Action: (7,) in [-1, 1]; see `vega_policy.spec.ActionSpec`.
+    Reward: 1 on the step that reaches the goal, else 0. Terminated: goal reached. Truncated: the
+    suite's step limit.
+
+    Args:
+        suite: ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10``, ``libero_90``.
+        task_id: Index in the benchmark's default order.
+        camera_px: Side of the square images; 256 in the published evaluation, 128 in the
+            published demonstrations.
+        render: False leaves images out of the observation and needs no GL library.
+
+    Raises:
+        ContractError: Unknown suite or task, no LIBERO distribution, no off-screen GL chosen.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
+
+    def __init__(
+        self, *, suite: str, task_id: int, camera_px: int = 128, render: bool = True
+    ) -> None:
+        self.task = get_task(suite, task_id)
+        self.instruction = self.task.instruction
+        self.max_steps = HORIZONS[suite]
+        self.action_spec = ActionSpec()
+        self.camera_px = camera_px
+        self.render_mode = "rgb_array"
+        self._cameras = CAMERAS if render else ()
+        self.simulation = LiberoSimulation(self.task, render=render)
+        self._n_steps = 0
+        self.action_space = spaces.Box(-1.0, 1.0, (self.action_spec.size,), np.float64)
+        image = spaces.Box(0, 255, (camera_px, camera_px, 3), np.uint8)
+        proprio = spaces.Box(-np.inf, np.inf, (8,), np.float32)
+        self.observation_space = spaces.Dict(
+            {**dict.fromkeys(self._cameras, image), "proprio": proprio}
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: Seed of the sequence of resets; None means 0, the official one.
+            options: ``init_state_id``: which evaluation initial state (default 0).
+                ``reset_index``: which reset after ``seed`` decides the fixtures (default: the
+                initial state's own number, as in the official order of episodes).
+                ``init_state``: "sampled" keeps the placement that the reset drew instead of an
+                evaluation state (for demonstrations).
+
+        Raises:
+            ContractError: An unknown option, or an initial state that the suite does not have.
+        """
+        super().reset(seed=seed)
+        wanted = dict(options or {})
+        state_id = int(wanted.pop("init_state_id", 0))
+        index = int(wanted.pop("reset_index", state_id))
+        is_sampled = wanted.pop("init_state", "evaluation") == "sampled"
+        if wanted:
+            raise ContractError(
+                f"unknown reset options {sorted(wanted)}; "
+                "valid: init_state, init_state_id, reset_index"
+            )
+        self.simulation.seed(0 if seed is None else seed)
+        self.simulation.reset(index=index)
+        if is_sampled:
+            self.simulation.set_state(self.simulation.state())
+        else:
+            states = init_states(self.task.suite, self.task.task_id)
+            if not 0 <= state_id < len(states):
+                raise ContractError(
+                    f"{self.task.name} has initial states 0 to {len(states) - 1}, got {state_id}; "
+                    "choose one of these"
+                )
+            self.simulation.set_state(states[state_id])
+        for _ in range(SETTLING_STEPS):
+            self.simulation.step(SETTLING_ACTION)
+        self._n_steps = 0
+        return self._observe(), {"instruction": self.instruction}
+
+    def step(
+        self, action: NDArray[Any]
+    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Apply one action and look."""
+        return self.step_chunk(np.asarray(action)[None])
+
+    def step_chunk(
+        self, actions: NDArray[Any]
+    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Apply actions one after the other; only the last observation is rendered.
+
+        Args:
+            actions: (n, 7), n >= 1. Ends early when the goal is reached or the step limit is.
+
+        Returns:
+            Gymnasium's five values; ``info["n_steps"]`` counts the actions applied.
+
+        Raises:
+            ContractError: The actions have another shape or are not finite.
+            EnvFault: The physics became unstable.
+        """
+        actions = np.asarray(actions, dtype=np.float64)
+        if actions.ndim != 2 or actions.shape[1] != self.action_spec.size or not len(actions):
+            raise ContractError(
+                f"actions have shape {actions.shape}, expected (n, {self.action_spec.size}); "
+                "pass one row per control step"
+            )
+        if not np.isfinite(actions).all():
+            raise ContractError("actions hold NaN or infinity; stop the policy that made them")
+        success, done = False, 0
+        for action in actions:
+            success = self.simulation.step(action)
+            done += 1
+            self._n_steps += 1
+            if success or self._n_steps >= self.max_steps:
+                break
+        truncated = not success and self._n_steps >= self.max_steps
+        return self._observe(), float(success), success, truncated, {"n_steps": done}
+
+    def _observe(self) -> dict[str, Any]:
+        images = {name: self.simulation.image(name, self.camera_px) for name in self._cameras}
+        return {**images, "proprio": self.simulation.sample.proprio}
+
+    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        """Return the third-person camera."""
+        return self.simulation.image("agentview", self.camera_px)
+
+    def sim_state(self) -> NDArray[np.float64]:
+        """Return the flattened MuJoCo state: time, qpos, qvel."""
+        return self.simulation.state()
+
+    def close(self) -> None:
+        """Release the simulator and its GL context."""
+        self.simulation.close()
