@@ -155,7 +155,7 @@ def merge_demos(parts: Sequence[Path], out: Path | str, *, task: TaskAttributes)
                         "merge it into its own task file"
                     )
                 source.copy(source["data/demo_0"], data, name=f"demo_{index}")
-            total += int(data[f"demo_{index}"].attrs["num_samples"])
+            total += len(_array(data, f"demo_{index}/actions"))
         _write_task_attributes(data, task, n_demos=len(parts), total=total)
     return total
 
@@ -189,7 +189,7 @@ def list_demos(files: Sequence[Path]) -> list[DemoRef]:
         with _open(path) as file:
             instruction = _instruction(file, path)
             data = _group(file, "data")
-            for name in sorted(data, key=lambda n: int(n.rpartition("_")[2])):
+            for name in sorted((str(n) for n in data), key=_demo_number):
                 n_steps = len(_array(data, f"{name}/actions"))
                 refs.append(DemoRef(file=path, name=name, n_steps=n_steps, instruction=instruction))
     return refs
@@ -229,9 +229,21 @@ def open_demo(ref: DemoRef) -> Iterator[h5py.Group]:
         yield _group(file, f"data/{ref.name}")
 
 
-def read_images(group: h5py.Group, camera: str) -> NDArray[np.uint8]:
-    """Read the (t, h, w, 3) images of one camera, upright."""
-    stored = _array(group, f"obs/{IMAGE_KEYS[camera]}")[()]
+def read_images(
+    group: h5py.Group, camera: str, *, at: Sequence[int] | None = None
+) -> NDArray[np.uint8]:
+    """Read the images of one camera, upright: (t, h, w, 3), or only those of some steps.
+
+    Args:
+        group: Of `open_demo`.
+        camera: A name of `spec.CAMERAS`.
+        at: Steps to read; all where None.
+
+    Raises:
+        ContractError: The file has no images of this camera.
+    """
+    array = _array(group, f"obs/{IMAGE_KEYS[camera]}")
+    stored = array[()] if at is None else np.stack([array[step] for step in at])
     return np.ascontiguousarray(stored[:, ::-1, ::-1])
 
 
@@ -394,6 +406,10 @@ def _instruction(file: h5py.File, path: Path) -> str:
     words = json.loads(_text(raw))["language_instruction"]
     # Public files store the sentence as a list of one string or with quotation marks around it.
     return "".join(words).strip('"')
+
+
+def _demo_number(name: str) -> int:
+    return int(name.rpartition("_")[2])
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,274 @@
+"""Training samples: an observation and the chunk of expert actions that followed it.
+
+A sample starts at step ``t`` of a demonstration and is the frame at ``t`` with ``actions[t : t + horizon]``.
+There is no padding: the last ``horizon - 1`` steps of a demonstration never start a sample, and neither
+does a step whose chunk holds an action that the expert did not choose.
+
+Shape legend: ``n`` rows (steps of all files, concatenated), ``b`` batch, ``v`` cameras, ``h, w`` image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vega_policy.data.frames import Frames, open_frames
+from vega_policy.data.libero_hdf5 import task_files
+from vega_policy.data.statistics import action_targets, compute_statistics
+from vega_policy.spec import ContractError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples on the host, ready for the model but for the device."""
+
+    rows: NDArray[np.int64]
+    """(b,) which frames these are, counted over all files."""
+    pixels: Tensor
+    """(b, v, 3, h, w) uint8."""
+    proprio: Tensor
+    """(b, 8) float32, normalised."""
+    targets: Tensor
+    """(b, horizon, 7) float32, normalised."""
+    tasks: Tensor
+    """(b,) int64, index into `ChunkDataset.instructions`."""
+    prior_features: Tensor | None = None
+    """(b, v, tokens, width) where they are cached."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Which demonstrations to read."""
+
+    dirs: tuple[Path, ...]
+    """Folders with one folder per suite; several are read as one data set."""
+    suites: tuple[str, ...]
+    cache_dir: Path | None = None
+    """Where decoded frames and features go; ``<dir>/.cache`` where None."""
+
+
+class ChunkDataset:
+    """Every decoded file of some folders, and which rows start a sample."""
+
+    def __init__(self, files: Sequence[Frames], *, horizon: int) -> None:
+        """Join decoded files.
+
+        Raises:
+            ContractError: There is no file, or the files differ in image size; all are listed.
+        """
+        if not files:
+            raise ContractError(
+                "0 demonstration files, expected at least 1; set the data directory"
+            )
+        sizes = {f"{f.suite}/{f.task}": f.images.shape[1:] for f in files}
+        if len(set(sizes.values())) > 1:
+            listed = "; ".join(f"{name} {size}" for name, size in sizes.items())
+            raise ContractError(f"files differ in image size: {listed}; keep one size per run")
+        self.files = list(files)
+        self.horizon = horizon
+        self.offsets = np.cumsum([0, *(len(f.actions) for f in files)])
+        """Row at which each file begins, and the end."""
+        self.instructions = sorted({f.instruction for f in files})
+        self.task_of_row = np.concatenate(
+            [np.full(len(f.actions), self.instructions.index(f.instruction)) for f in files]
+        )
+        self.proprio = np.concatenate([f.proprio for f in files])
+        """(n, 8) in metres and radians."""
+        self.targets = np.concatenate([action_targets(f.actions) for f in files])
+        """(n, 7) unnormalised, gripper 1 open and 0 closed."""
+        self.expert_mask = np.concatenate([f.expert_mask for f in files])
+
+    @classmethod
+    def open(cls, source: DataSource, *, horizon: int) -> ChunkDataset:
+        """Open the demonstrations of a source, decoding what was not decoded yet.
+
+        Raises:
+            ContractError: A folder holds no demonstrations, or files do not fit together.
+        """
+        # Every folder is looked up before the first file is decoded, which can take minutes.
+        found = [
+            (path, suite, source.cache_dir or folder / ".cache")
+            for folder in source.dirs
+            for suite in source.suites
+            for path in task_files(folder, suite)
+        ]
+        frames = [open_frames(p, suite=suite, cache_dir=cache) for p, suite, cache in found]
+        return cls(frames, horizon=horizon)
+
+    @property
+    def n_rows(self) -> int:
+        """Steps over all files."""
+        return int(self.offsets[-1])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        height, width = self.files[0].images.shape[-2:]
+        return height, width
+
+    def starts(self, *, held_out: bool, fraction: float) -> NDArray[np.int64]:
+        """Return the rows that start a sample, of the training or of the held-out demonstrations.
+
+        Args:
+            held_out: Which of the two parts.
+            fraction: Share of the demonstrations that is held out; chosen by a hash of suite, task
+                and number, so that adding demonstrations moves none to the other part.
+        """
+        found: list[NDArray[np.int64]] = []
+        for file, offset in zip(self.files, self.offsets, strict=False):
+            first = int(offset)
+            for number, length in enumerate(file.lengths):
+                mask = self.expert_mask[first : first + length]
+                if _is_held_out(f"{file.suite}/{file.task}/{number}", fraction) == held_out:
+                    found.append(first + _chunk_starts(mask, self.horizon))
+                first += int(length)
+        return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """Return the statistics of each suite, keyed by its name."""
+        result: dict[str, dict[str, Any]] = {}
+        for suite in sorted({f.suite for f in self.files}):
+            rows = self.rows_of_suite(suite)
+            result[suite] = compute_statistics(
+                targets=self.targets[rows],
+                proprio=self.proprio[rows],
+                expert_mask=self.expert_mask[rows],
+                n_trajectories=sum(len(f.lengths) for f in self.files if f.suite == suite),
+            )
+        return result
+
+    def rows_of_suite(self, suite: str) -> NDArray[np.int64]:
+        """Return all rows of one suite."""
+        spans = zip(self.files, self.offsets, self.offsets[1:], strict=False)
+        return np.concatenate([np.arange(a, b) for f, a, b in spans if f.suite == suite])
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Return the file that holds a row, and the row within it."""
+        file = int(np.searchsorted(self.offsets, row, side="right")) - 1
+        return file, row - int(self.offsets[file])
+
+    def pixels(self, rows: NDArray[np.int64], *, pin: bool = False) -> Tensor:
+        """Copy frames out of the memory maps: (b, v, 3, h, w) uint8."""
+        shape = (len(rows), *self.files[0].images.shape[1:])
+        out = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+        view = out.numpy()
+        for place, row in enumerate(rows):
+            file, local = self.locate(int(row))
+            view[place] = self.files[file].images[local]
+        return out
+
+
+class ChunkBatches:
+    """Batches by number: batch ``k`` is a pure function of the seed and ``k``.
+
+    A resumed run therefore continues with the batch the killed one would have drawn next. Epochs are
+    shuffled one by one and laid end to end; a batch may reach from one into the next.
+    """
+
+    def __init__(
+        self,
+        dataset: ChunkDataset,
+        *,
+        starts: NDArray[np.int64],
+        targets: NDArray[np.float32],
+        proprio: NDArray[np.float32],
+        batch_size: int,
+        seed: int,
+        features: Callable[[NDArray[np.int64]], Tensor] | None = None,
+        pin: bool = False,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            dataset: The frames.
+            starts: (m,) rows that start a sample.
+            targets: (n, 7) normalised actions of every row.
+            proprio: (n, 8) normalised.
+            batch_size: Samples in a batch.
+            seed: Of the shuffling.
+            features: Cached prior features by row; None where the prior runs with the model.
+            pin: Lay the batch in page-locked memory, for a GPU.
+
+        Raises:
+            ContractError: There are no samples.
+        """
+        if len(starts) == 0:
+            raise ContractError(
+                f"0 training samples in {dataset.n_rows} steps, expected at least 1: no demonstration has "
+                f"{dataset.horizon} expert actions in a row; collect more"
+            )
+        self._dataset = dataset
+        self._starts = starts
+        self._targets = torch.from_numpy(targets)
+        self._proprio = torch.from_numpy(proprio)
+        self._tasks = torch.from_numpy(dataset.task_of_row)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._features = features
+        self._pin = pin
+        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._steps = torch.arange(dataset.horizon)
+
+    @property
+    def batches_per_epoch(self) -> float:
+        """Batches that show every sample once."""
+        return len(self._starts) / self._batch_size
+
+    def rows(self, k: int) -> NDArray[np.int64]:
+        """Return the rows of batch ``k`` in shuffled order."""
+        places = np.arange(k * self._batch_size, (k + 1) * self._batch_size)
+        epochs, within = np.divmod(places, len(self._starts))
+        parts = [self._order(int(e))[within[epochs == e]] for e in np.unique(epochs)]
+        return np.concatenate(parts)
+
+    def batch(self, k: int) -> Batch:
+        """Assemble batch ``k``."""
+        return self.assemble(self.rows(k))
+
+    def in_order(self, limit: int) -> list[NDArray[np.int64]]:
+        """Return at most ``limit`` samples, spread evenly over all, as the rows of whole batches."""
+        count = min(limit, len(self._starts))
+        chosen = self._starts[np.linspace(0, len(self._starts) - 1, count).astype(np.int64)]
+        return [chosen[i : i + self._batch_size] for i in range(0, count, self._batch_size)]
+
+    def assemble(self, rows: NDArray[np.int64]) -> Batch:
+        """Assemble the samples that start at some rows."""
+        index = torch.from_numpy(rows)
+        return Batch(
+            rows=rows,
+            pixels=self._dataset.pixels(rows, pin=self._pin),
+            proprio=self._proprio[index],
+            targets=self._targets[index[:, None] + self._steps],
+            tasks=self._tasks[index],
+            prior_features=None if self._features is None else self._features(rows),
+        )
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+            self._orders[epoch] = self._starts[generator.permutation(len(self._starts))]
+        return self._orders[epoch]
+
+
+def _chunk_starts(mask: NDArray[np.uint8], horizon: int) -> NDArray[np.int64]:
+    """Return the steps from which ``horizon`` steps in a row are set in ``mask``."""
+    if len(mask) < horizon:
+        return np.zeros(0, dtype=np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view(mask != 0, horizon)
+    return np.flatnonzero(windows.all(axis=1))
+
+
+def _is_held_out(name: str, fraction: float) -> bool:
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return number / 2**64 < fraction

@@ -1,0 +1,177 @@
+"""Decoded frames of a demonstration file, laid out flat so that a random frame costs one memory copy.
+
+Decompressing HDF5 inside a training loop would eat the cores the loop needs. Each file is decoded
+once into a memory map; the folder's name holds a fingerprint of the content, so a file that was
+collected anew is decoded anew and the old folder goes.
+
+Shape legend: ``n`` steps of the file, ``v`` cameras in the order of `spec.CAMERAS`, ``h, w`` image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vega_policy.data.libero_hdf5 import (
+    SUFFIX,
+    DemoRef,
+    list_demos,
+    open_demo,
+    read_images,
+    read_low_dimensional,
+)
+from vega_policy.data.progress import Progress
+from vega_policy.spec import CAMERAS, ContractError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import h5py
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = 1
+"""Raised whenever the meaning of the cached arrays changes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """One demonstration file, decoded."""
+
+    folder: Path
+    """Where the arrays lie; features of these frames are cached beside it."""
+    fingerprint: str
+    suite: str
+    task: str
+    instruction: str
+    images: NDArray[np.uint8]
+    """(n, v, 3, h, w), upright, memory-mapped."""
+    actions: NDArray[np.float64]
+    """(n, 7) environment commands."""
+    proprio: NDArray[np.float32]
+    """(n, 8)."""
+    expert_mask: NDArray[np.uint8]
+    """(n,) 1 where the expert chose the action."""
+    lengths: NDArray[np.int64]
+    """(demos,) steps of each demonstration, in the order of the rows."""
+
+
+def open_frames(path: Path, *, suite: str, cache_dir: Path) -> Frames:
+    """Open the decoded frames of a file, decoding it first where that was not done yet.
+
+    A kill while decoding leaves a hidden folder that the next call removes; what `open_frames`
+    returns was always completed.
+
+    Raises:
+        ContractError: The file is not in the LIBERO layout, is empty, or mixes image sizes.
+    """
+    refs = list_demos([path])
+    if not refs:
+        raise ContractError(
+            f"{path} has 0 demonstrations, expected at least 1; collect or delete it"
+        )
+    fingerprint = _fingerprint(refs)
+    task = path.name.removesuffix(SUFFIX).removesuffix(".hdf5")
+    folder = cache_dir / suite / f"{task}-{fingerprint}"
+    if not (folder / "meta.json").exists():
+        _decode(refs, folder=folder, task=task)
+    with np.load(folder / "low.npz") as low:
+        arrays = {key: low[key] for key in ("actions", "proprio", "expert_mask", "lengths")}
+    # Mode "c" gives a writable view without ever writing to the file: torch warns about others.
+    images = np.load(folder / "images.npy", mmap_mode="c")
+    return Frames(
+        folder=folder,
+        fingerprint=fingerprint,
+        suite=suite,
+        task=task,
+        instruction=refs[0].instruction,
+        images=images,
+        **arrays,
+    )
+
+
+def _decode(refs: Sequence[DemoRef], *, folder: Path, task: str) -> None:
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    for stale in _stale(folder, task=task):
+        logger.info("removing %s, decoded from an older file of this task", stale)
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    with open_demo(refs[0]) as group:
+        height, width = read_images(group, CAMERAS[0]).shape[1:3]
+    total = sum(ref.n_steps for ref in refs)
+    shape = (total, len(CAMERAS), 3, height, width)
+    images = np.lib.format.open_memmap(
+        temporary / "images.npy", mode="w+", dtype=np.uint8, shape=shape
+    )
+    low: dict[str, list[NDArray[np.generic]]] = {"actions": [], "proprio": [], "expert_mask": []}
+    row = 0
+    with Progress(total, what=f"decoding {task}", unit="frames") as progress:
+        for ref in refs:
+            with open_demo(ref) as group:
+                for view, camera in enumerate(CAMERAS):
+                    images[row : row + ref.n_steps, view] = _planes(
+                        group, camera, ref=ref, size=(height, width)
+                    )
+                for key, values in read_low_dimensional(group).items():
+                    low[key].append(values)
+            row += ref.n_steps
+            progress.update(ref.n_steps)
+    images.flush()
+    del images
+    np.savez(
+        temporary / "low.npz",
+        lengths=np.array([ref.n_steps for ref in refs], dtype=np.int64),
+        **{key: np.concatenate(values) for key, values in low.items()},
+    )
+    meta = {"layout": LAYOUT, "file": refs[0].file.name, "demos": len(refs), "steps": total}
+    (temporary / "meta.json").write_text(json.dumps(meta, indent=2))
+    temporary.replace(folder)
+
+
+def _planes(
+    group: h5py.Group, camera: str, *, ref: DemoRef, size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    images = read_images(group, camera)
+    if images.shape != (ref.n_steps, *size, 3):
+        raise ContractError(
+            f"{ref.file} {ref.name}: {camera} is {images.shape}, expected {(ref.n_steps, *size, 3)} "
+            "as in the first demonstration; keep one image size per file"
+        )
+    return images.transpose(0, 3, 1, 2)
+
+
+def _stale(folder: Path, *, task: str) -> list[Path]:
+    """Return folders of other contents of the same task, and hidden ones whose writer is gone."""
+    width = len(folder.name) - len(task)
+    old = [
+        p
+        for p in folder.parent.glob(f"{task}-*")
+        if p != folder and len(p.name) == len(task) + width
+    ]
+    for hidden in folder.parent.glob(f".{task}-*"):
+        pid = hidden.name.rpartition(".")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            old.append(hidden)
+    return old
+
+
+def _fingerprint(refs: Sequence[DemoRef]) -> str:
+    """Hash what distinguishes one content from another without decoding every image."""
+    digest = hashlib.sha256(f"layout {LAYOUT}".encode())
+    for ref in refs:
+        with open_demo(ref) as group:
+            for values in read_low_dimensional(group).values():
+                digest.update(np.ascontiguousarray(values).tobytes())
+            for camera in CAMERAS:
+                digest.update(read_images(group, camera, at=(0, ref.n_steps - 1)).tobytes())
+            digest.update(ref.instruction.encode())
+    return digest.hexdigest()[:16]
