@@ -1,0 +1,1 @@
+"""OpenVLA-OFT with fused vision tokens: configuration, processor, model, checkpoints."""

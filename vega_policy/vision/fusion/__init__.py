@@ -1,0 +1,53 @@
+"""Fusion rules: two token streams in, one out, with the gate that says which was trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from vega_policy.spec.names import require_name
+from vega_policy.vision.fusion.fused import Fused
+from vega_policy.vision.fusion.residual import ResidualFusion
+from vega_policy.vision.fusion.semantic import SemanticOnlyFusion
+from vega_policy.vision.fusion.token_gate import TokenGateFusion
+
+_RULES: dict[str, Callable[..., nn.Module]] = {
+    "token_gate": TokenGateFusion,
+    "residual": ResidualFusion,
+    "semantic": SemanticOnlyFusion,
+}
+FUSIONS = tuple(_RULES)
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Which rule joins the streams."""
+
+    name: str = "token_gate"
+    """One of `FUSIONS`."""
+
+
+def build_fusion(name: str, *, width: int) -> nn.Module:
+    """Build a fusion rule by name.
+
+    Args:
+        name: One of `FUSIONS`.
+        width: Width of both streams.
+
+    Raises:
+        ContractError: No rule has this name.
+    """
+    return _RULES[require_name(name, FUSIONS, what="fusion")](width=width)
+
+
+__all__ = [
+    "FUSIONS",
+    "Fused",
+    "FusionConfig",
+    "ResidualFusion",
+    "SemanticOnlyFusion",
+    "TokenGateFusion",
+    "build_fusion",
+]
