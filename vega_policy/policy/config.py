@@ -37,7 +37,7 @@ class LanguageConfig:
 
     width: int = 128
     depth: int = 4
-    heads: int = 4
+    heads: int = 2
     mlp_width: int = 352
     vocab_size: int = 512
     rms_norm_eps: float = 1e-6

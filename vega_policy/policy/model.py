@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from vega_policy.policy.head import L1Head, ProprioProjector
+from vega_policy.vision.attention import use_our_attention
 from vega_policy.vision.stream import VisionStream
 
 if TYPE_CHECKING:
@@ -135,9 +136,10 @@ class VegaModel(nn.Module):
         first = hidden.gather(1, last.unsqueeze(-1).expand(b, 1, d))
         start = hidden.shape[1] - n_slots - 1
         read = torch.cat([first, hidden[:, start : start + n_slots - 1]], dim=1)
-        return ModelOutput(
-            actions=self.head(read).float(), gate=fused.gate.squeeze(-1).float()
-        )
+        # In the head's own precision even under autocast: bfloat16 has 8 bits for an action.
+        with torch.autocast(read.device.type, enabled=False):
+            actions = self.head(read.to(self.head.fc_out.weight.dtype))
+        return ModelOutput(actions=actions.float(), gate=fused.gate.squeeze(-1).float())
 
     def _attend(self, sequence: Tensor, prompt: Tensor, *, n_front: int, n_back: int) -> Tensor:
         """Return hidden states (b, s, d) after the final norm.
@@ -178,7 +180,7 @@ def _llama(config: LanguageConfig) -> LlamaConfig:
         eos_token_id=EOS,
         pad_token_id=None,
         use_cache=False,
-        attn_implementation="sdpa",
+        attn_implementation=use_our_attention(),
     )
     # Reaches the mask builder and the kernel alike; without it attention is silently causal.
     llama.is_causal = False

@@ -17,6 +17,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from vega_policy.vision.attention import use_our_attention
+
 
 @dataclass(frozen=True)
 class TowerConfig:
@@ -176,7 +178,7 @@ def _dino(config: SemanticConfig) -> Dinov2WithRegistersModel:
             hidden_act=tower.hidden_act,
             layer_norm_eps=1e-6,
             initializer_range=tower.init_std,
-            attn_implementation="sdpa",
+            attn_implementation=use_our_attention(),
         )
     )
     # Dead weight here: the norm is never applied, the mask token never used.
@@ -200,7 +202,7 @@ def _siglip(config: SemanticConfig) -> SiglipVisionModel:
             hidden_act=tower.hidden_act,
             layer_norm_eps=1e-6,
             vision_use_head=False,
-            attn_implementation="sdpa",
+            attn_implementation=use_our_attention(),
         )
     )
     model.post_layernorm = nn.Identity()

@@ -28,7 +28,7 @@ class ProjectorConfig:
 
     semantic_hidden: int = 384
     """First hidden width of the semantic projector (OpenVLA-OFT: four times its input)."""
-    prior_hidden: int = 192
+    prior_hidden: int = 128
     """Hidden width of the prior's projector."""
     prior_norm: Literal["none", "layer"] = "layer"
     """Layer norm in front of the prior's projector; the paper has none."""

@@ -1,0 +1,187 @@
+"""Statistics of a data set, and the normalisation of proprioception and actions by them.
+
+Shape legend: ``b`` batch, ``t`` steps of a chunk, ``a`` numbers of an action, ``p`` numbers of the
+proprioception.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vega_policy.spec import CheckpointError
+from vega_policy.spec.files import write_atomic
+from vega_policy.spec.names import nearest
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """Per-number statistics of one quantity; all arrays have its size."""
+
+    mean: Floats
+    std: Floats
+    min: Floats
+    max: Floats
+    q01: Floats
+    q99: Floats
+    mask: NDArray[np.bool_]
+    """False where values pass through untouched (the gripper)."""
+
+    @property
+    def size(self) -> int:
+        """How many numbers the quantity has."""
+        return len(self.q01)
+
+    @classmethod
+    def of(cls, values: NDArray[Any], *, mask: NDArray[np.bool_] | None = None) -> Bounds:
+        """Measure (n, size) samples; quantiles interpolate linearly."""
+        x = np.asarray(values, dtype=np.float64)
+        q01, q99 = np.quantile(x, [0.01, 0.99], axis=0)
+        return cls(
+            mean=x.mean(0),
+            std=x.std(0),
+            min=x.min(0),
+            max=x.max(0),
+            q01=q01,
+            q99=q99,
+            mask=np.ones(x.shape[1], dtype=bool) if mask is None else np.asarray(mask, dtype=bool),
+        )
+
+    def normalise(self, values: NDArray[Any], *, clip_unmasked: bool = False) -> Floats:
+        """Map q01 to -1 and q99 to 1, and clip to [-1, 1].
+
+        Training and evaluation of OpenVLA-OFT differ in a corner: evaluation clips the
+        untouched numbers too.
+        """
+        x = np.asarray(values, dtype=np.float64)
+        scaled = 2.0 * (x - self.q01) / (self.q99 - self.q01 + 1e-8) - 1.0
+        out = np.where(self.mask, np.clip(scaled, -1.0, 1.0), x)
+        return np.clip(out, -1.0, 1.0) if clip_unmasked else out
+
+    def normalise_target(self, values: NDArray[Any]) -> Floats:
+        """`normalise` as in training: a number that never varied becomes 0."""
+        constant = self.mask & (self.min == self.max)
+        return np.where(constant, 0.0, self.normalise(values))
+
+    def unnormalise(self, values: NDArray[Any]) -> Floats:
+        """Invert `normalise` in float64, without clipping."""
+        y = np.asarray(values, dtype=np.float64)
+        return np.where(self.mask, 0.5 * (y + 1.0) * (self.q99 - self.q01 + 1e-8) + self.q01, y)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        names = ("mean", "std", "min", "max", "q01", "q99", "mask")
+        return {name: getattr(self, name).tolist() for name in names}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Bounds:
+        """Read statistics back; an absent mask is all True, as in published proprioception."""
+        arrays = {
+            name: np.asarray(values[name], dtype=np.float64)
+            for name in ("mean", "std", "min", "max", "q01", "q99")
+        }
+        mask = values.get("mask", [True] * len(arrays["q01"]))
+        return cls(**arrays, mask=np.asarray(mask, dtype=bool))
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetStatistics:
+    """Statistics of one data set (BOUNDS_Q99 of OpenVLA-OFT)."""
+
+    action: Bounds
+    """Of training targets: six masked-in numbers, then the gripper (1 open, 0 closed), untouched."""
+    proprio: Bounds
+    num_transitions: int
+    num_trajectories: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary in the published layout."""
+        return {
+            "action": self.action.to_dict(),
+            "proprio": self.proprio.to_dict(),
+            "num_transitions": self.num_transitions,
+            "num_trajectories": self.num_trajectories,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DatasetStatistics:
+        """Read statistics back."""
+        return cls(
+            action=Bounds.from_dict(values["action"]),
+            proprio=Bounds.from_dict(values["proprio"]),
+            num_transitions=int(values["num_transitions"]),
+            num_trajectories=int(values["num_trajectories"]),
+        )
+
+
+def compute_statistics(
+    targets: NDArray[Any], proprio: NDArray[Any], *, num_trajectories: int
+) -> DatasetStatistics:
+    """Measure a data set over every time step.
+
+    Args:
+        targets: (n, a) actions after `spec.gripper.command_to_target` on the last number.
+        proprio: (n, p).
+        num_trajectories: Episodes in it.
+    """
+    mask = np.ones(targets.shape[1], dtype=bool)
+    mask[-1] = False
+    return DatasetStatistics(
+        action=Bounds.of(targets, mask=mask),
+        proprio=Bounds.of(proprio),
+        num_transitions=len(targets),
+        num_trajectories=num_trajectories,
+    )
+
+
+def save_statistics(path: Path | str, statistics: Mapping[str, DatasetStatistics]) -> None:
+    """Write ``dataset_statistics.json``, one entry per data set."""
+    text = json.dumps({k: v.to_dict() for k, v in statistics.items()}, indent=2)
+    write_atomic(path, text + "\n")
+
+
+def load_statistics(path: Path | str) -> dict[str, DatasetStatistics]:
+    """Read ``dataset_statistics.json``.
+
+    Raises:
+        CheckpointError: The file is not JSON of the published layout.
+    """
+    try:
+        raw = json.loads(Path(path).read_text())
+        return {name: DatasetStatistics.from_dict(entry) for name, entry in raw.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} holds no data set statistics ({type(error).__name__}: {error}); expected "
+            "{name: {action: {q01, q99, ...}, proprio: {...}, num_transitions, num_trajectories}}"
+        ) from error
+
+
+def choose_key(statistics: Mapping[str, DatasetStatistics], wanted: str | None) -> str:
+    """Return the entry to normalise with; ``_no_noops`` is tried as a suffix.
+
+    Args:
+        statistics: What the checkpoint carries.
+        wanted: A data set's name; None is allowed where there is only one.
+
+    Raises:
+        CheckpointError: The name is unknown, or absent where there are several.
+    """
+    if wanted is None:
+        if len(statistics) == 1:
+            return next(iter(statistics))
+        raise CheckpointError(
+            f"the checkpoint carries statistics of {len(statistics)} data sets and none was chosen; "
+            f"set unnorm_key to one of {', '.join(sorted(statistics))}"
+        )
+    for name in (wanted, f"{wanted}_no_noops"):
+        if name in statistics:
+            return name
+    raise CheckpointError(f"unknown unnorm_key {wanted!r}; {nearest(wanted, statistics)}")
