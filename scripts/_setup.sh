@@ -49,8 +49,8 @@ find_python() {
   fail "Python 3.11 is needed and was not found${seen}; install python3.11 and python3.11-venv, or name one with PYTHON=/path/to/python3.11"
 }
 
-# Print the Debian packages whose libraries this Python cannot load: the off-screen GL that draws the
-# cameras, and what OpenCV, which LIBERO imports, links against.
+# Print the Debian packages this Python lacks: for the off-screen GL that draws the cameras, for OpenCV,
+# which LIBERO imports, and for making virtual environments.
 missing_system_packages() {
   "$1" - "${MUJOCO_GL:-osmesa}" <<'PYTHON'
 import ctypes
@@ -69,6 +69,10 @@ for library, package in wanted.items():
         ctypes.CDLL(ctypes.util.find_library(library) or f"lib{library}.so")
     except OSError:
         missing.append(package)
+try:
+    import ensurepip
+except ImportError:
+    missing.append("python3.11-venv")
 print(*missing)
 PYTHON
 }
@@ -79,7 +83,7 @@ ensure_system_packages() {
   [ -n "$missing" ] || return 0
   # shellcheck disable=SC2086 # a list of packages
   if ! apt_install $missing || [ -n "$(missing_system_packages "$python")" ]; then
-    fail "libraries for off-screen rendering are missing; install them with: sudo apt-get install $missing"
+    fail "system packages are missing; install them with: sudo apt-get install $missing"
   fi
 }
 
@@ -147,9 +151,6 @@ set_up() {
   base=$(find_python)
   ensure_system_packages "$base"
   if [ -e "$marker" ] || ! is_python_311 "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-    if ! "$base" -c 'import ensurepip, venv' 2>/dev/null; then
-      apt_install python3.11-venv || fail "$base cannot make virtual environments; install python3.11-venv"
-    fi
     say "making .venv with $base"
     mkdir -p "$venv"
     touch "$marker"
