@@ -44,9 +44,11 @@ Compute = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 def prior_fingerprint(prior: nn.Module, config: Mapping[str, Any]) -> str:
-    """Hash a frozen prior: its configuration, noise included, and every weight."""
+    """Hash a frozen prior: its configuration, noise included, and every weight and buffer."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(prior.state_dict().items()):
+    # Not the state dictionary, which leaves out buffers that are not saved with the weights.
+    tensors = {**dict(prior.named_parameters()), **dict(prior.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().tobytes())
@@ -171,7 +173,7 @@ def _feature_shape(file: Frames, *, folder: Path, compute: Compute) -> tuple[int
     return tuple(json.loads(note.read_text())["shape"])
 
 
-def _memory_map(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:  # noqa: ANN401
+def _memory_map(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
     """Open a file of zeros for reading and writing; space is taken only where something is written."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     with path.open("ab") as handle:

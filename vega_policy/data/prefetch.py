@@ -45,7 +45,7 @@ def prefetched(
                 if leave.is_set():
                     return
                 offer(make(k))
-        except BaseException as error:  # noqa: BLE001 - handed over to the consumer, who raises it
+        except BaseException as error:  # noqa: BLE001
             offer(_Failed(error))
 
     def items() -> Iterator[Item]:

@@ -1,0 +1,1 @@
+"""Training a policy by imitation: loop, checkpoints, averages, metrics."""

@@ -1,0 +1,167 @@
+"""Settings of a training run, as frozen dataclasses built from a plain dictionary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vega_policy.data.augment import AugmentConfig
+from vega_policy.data.feature_cache import FeatureDtype
+from vega_policy.policy.config import PolicyConfig
+from vega_policy.spec import ContractError
+from vega_policy.train.schedule import ScheduleConfig
+from vega_policy.train.settings import build
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """The cache of prior features."""
+
+    cached: bool = True
+    """Compute the frozen prior once per frame; off, it runs in every step."""
+    dtype: FeatureDtype = "float16"
+    batch_size: int = 32
+    """Frames per pass of the prior."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which demonstrations, and how they are read."""
+
+    dirs: tuple[str, ...] = ()
+    """Folders with one folder per suite; several are read as one data set."""
+    suites: tuple[str, ...] = ("libero_object",)
+    cache_dir: str | None = None
+    """Decoded frames and features; ``.cache`` in each data folder where None."""
+    held_out: float = 0.02
+    """Share of the demonstrations kept for validation."""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its surroundings."""
+
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    weight_decay: float = 0.05
+    """Of matrices; norms, biases and embeddings of one dimension have none."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    """Largest norm of all gradients together; 0 switches clipping off."""
+    ema_decay: float = 0.999
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    name: str = "nano"
+    """The run's folder below ``run_root``."""
+    run_root: str = "runs"
+    steps: int = 20000
+    """Updates of the weights."""
+    batch_size: int = 64
+    """Samples in one pass."""
+    accumulate: int = 1
+    """Passes whose gradients make one update."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Arithmetic of the forward pass; weights and moments are float32."""
+    init_from: str | None = None
+    """A policy to start from; its configuration, prior and statistics are kept."""
+    prior_path: str | None = None
+    """Directory of the frozen prior; ``random`` makes one with random weights."""
+    statistics: Literal["auto", "data", "checkpoint"] = "auto"
+    """``auto``: the checkpoint's where there is one, since new ones change what its outputs mean."""
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    validate_every: int = 1000
+    validation_samples: int = 512
+    max_minutes: float = 0.0
+    """Stop, resumable, after this time; 0 means never."""
+    sinks: tuple[str, ...] = ("jsonl",)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Of a new policy; with ``init_from`` the checkpoint's own holds."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything of the run is written."""
+        return Path(self.run_root) / self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        values = dataclasses.asdict(self)
+        values["policy"] = self.policy.to_dict()
+        return json.loads(json.dumps(values))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Build the settings.
+
+        Raises:
+            ContractError: Values of the wrong kind or out of range; all are listed.
+        """
+        problems: list[str] = []
+        rest = {k: v for k, v in values.items() if k != "policy"}
+        config = build(cls, rest, problems=problems)
+        try:
+            policy = PolicyConfig.from_dict(values.get("policy", {}))
+        except ContractError as error:
+            problems.append(str(error))
+        else:
+            config = dataclasses.replace(config, policy=policy)
+        if not problems:
+            problems += _out_of_range(config)
+        if problems:
+            raise ContractError("training settings: " + "; ".join(problems))
+        return config
+
+
+def _out_of_range(config: TrainConfig) -> list[str]:
+    """List settings that no run could have."""
+    problems = [
+        f"{name} is {value}, expected at least {least}"
+        for name, value, least in (
+            ("steps", config.steps, 1),
+            ("batch_size", config.batch_size, 1),
+            ("accumulate", config.accumulate, 1),
+            ("log_every", config.log_every, 1),
+            ("checkpoint_every", config.checkpoint_every, 1),
+            ("validate_every", config.validate_every, 1),
+            ("data.features.batch_size", config.data.features.batch_size, 1),
+            ("data.augment.shift_px", config.data.augment.shift_px, 0),
+            ("optim.schedule.warmup_steps", config.optim.schedule.warmup_steps, 0),
+        )
+        if value < least
+    ]
+    if not 0 <= config.data.held_out < 1:
+        problems.append(f"data.held_out is {config.data.held_out}, expected a share below 1")
+    if not config.data.dirs:
+        problems.append("data.dirs is empty, expected at least one folder of demonstrations")
+    if not config.data.suites:
+        problems.append("data.suites is empty, expected at least one suite")
+    if config.data.augment.shift_px and config.data.features.cached:
+        problems.append(
+            "data.augment.shift_px moves the image, but cached prior features are those of the image at "
+            "rest; set data.features.cached=false or data.augment.shift_px=0"
+        )
+    if config.init_from is None and config.statistics == "checkpoint":
+        problems.append("statistics is 'checkpoint' but init_from is not set; set one of the two")
+    if config.init_from is None and config.prior_path is None and config.policy.prior.name == "wan":
+        problems.append(
+            "prior_path is not set, expected the directory of a prior (scripts/pretrain_prior.py makes "
+            "one), or 'random' for random weights"
+        )
+    return problems

@@ -1,0 +1,191 @@
+"""One update of the weights: forward, L1 loss, gradients, clipping, AdamW, average.
+
+Shape legend: ``b`` batch, ``l`` prompt tokens, ``t`` steps of a chunk, ``a`` numbers of an action.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vega_policy.data.augment import AugmentConfig, photometric, shifted
+from vega_policy.train.checkpoint import load_optimizer_tensors, optimizer_tensors
+from vega_policy.train.ema import Average
+from vega_policy.train.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vega_policy.data.chunks import Batch
+    from vega_policy.policy.model import VegaModel
+    from vega_policy.train.config import OptimConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """The tokenised instructions of a data set, on the device."""
+
+    input_ids: Tensor
+    """(tasks, l) padded on the right."""
+    attention_mask: Tensor
+    """(tasks, l) 1 for tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What one update was like; scalars on the device, read only when they are logged."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+    gate: Tensor
+    """Mean weight of the semantic stream."""
+
+
+class Learner:
+    """A model in training: its optimiser, its average, and how a batch becomes an update."""
+
+    def __init__(
+        self,
+        model: VegaModel,
+        *,
+        prompts: Prompts,
+        config: OptimConfig,
+        augment: AugmentConfig,
+        total_steps: int,
+        precision: torch.dtype,
+        seed: int,
+    ) -> None:
+        """Prepare; the model must already be on its device, in float32.
+
+        Args:
+            model: What is trained; its prior stays frozen.
+            prompts: Of the data set's instructions.
+            config: Optimiser settings.
+            augment: Image augmentation.
+            total_steps: Updates the learning rate is planned for.
+            precision: Of the forward pass; bfloat16 runs under autocast.
+            seed: Of the augmentation.
+        """
+        self.model = model
+        self.weights = {k: p for k, p in model.named_parameters() if p.requires_grad}
+        self.average = Average(self.weights, decay=config.ema_decay)
+        self.device = next(iter(self.weights.values())).device
+        self._prompts = prompts
+        self._config = config
+        self._augment = augment
+        self._total = total_steps
+        self._precision = precision
+        self._seed = seed
+        self._optimizer = torch.optim.AdamW(
+            _groups(self.weights, config.weight_decay),
+            lr=config.schedule.peak,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
+        )
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of update ``step``."""
+        return learning_rate(step, total=self._total, config=self._config.schedule)
+
+    def update(self, passes: Sequence[Batch], *, step: int) -> Update:
+        """Make update ``step`` from one or more batches, whose gradients are averaged."""
+        self.model.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate(step)
+        losses: list[Tensor] = []
+        gates: list[Tensor] = []
+        for number, batch in enumerate(passes):
+            seed = (self._seed, step * len(passes) + number)
+            loss, gate = self._loss(batch, seed=seed)
+            (loss / len(passes)).backward()
+            losses.append(loss.detach())
+            gates.append(gate.detach())
+        limit = self._config.clip_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), limit)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.average.update(step)
+        return Update(
+            loss=torch.stack(losses).mean(), gradient_norm=norm, gate=torch.stack(gates).mean()
+        )
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Tensor:
+        """Return normalised actions (b, t, a), without augmentation, in the precision of training."""
+        self.model.eval()
+        return self._forward(batch, self._pixels(batch))[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return weights, averages and moments by name."""
+        return {
+            **{f"model/{k}": v for k, v in self.weights.items()},
+            **{f"average/{k}": v for k, v in self.average.state_dict().items()},
+            **optimizer_tensors(self._optimizer, self.weights),
+            "random": torch.get_rng_state(),
+        }
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `tensors` returned."""
+        for name, weight in self.weights.items():
+            weight.copy_(tensors[f"model/{name}"])
+        self.average.load_state_dict(
+            {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}
+        )
+        load_optimizer_tensors(self._optimizer, self.weights, tensors)
+        torch.set_rng_state(tensors["random"])
+
+    def _loss(self, batch: Batch, *, seed: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        pixels = self._pixels(batch)
+        if self._augment.shift_px:
+            pixels = shifted(pixels, shift_px=self._augment.shift_px, seed=seed)
+        if self._augment.is_photometric:
+            batch = self._with_features(batch, pixels)
+            pixels = photometric(pixels, self._augment, seed=seed)
+        actions, gate = self._forward(batch, pixels)
+        targets = batch.targets.to(self.device, non_blocking=True)
+        return (actions - targets).abs().mean(), gate.mean()
+
+    def _forward(self, batch: Batch, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = batch.prior_features
+        tasks = batch.tasks.to(self.device, non_blocking=True)
+        with torch.autocast(
+            self.device.type, self._precision, enabled=self._precision is not torch.float32
+        ):
+            output = self.model(
+                pixels,
+                batch.proprio.to(self.device, non_blocking=True),
+                self._prompts.input_ids[tasks],
+                self._prompts.attention_mask[tasks],
+                prior_features=None
+                if features is None
+                else features.to(self.device, non_blocking=True),
+                keys=batch.rows.tolist(),
+            )
+        return output.actions.float(), output.gate.float()
+
+    def _with_features(self, batch: Batch, pixels: Tensor) -> Batch:
+        """Give a batch the prior features of its colours as recorded, where they are not cached."""
+        if batch.prior_features is not None:
+            return batch
+        with torch.no_grad():
+            features = self.model.prior_features(pixels, keys=batch.rows.tolist())
+        return dataclasses.replace(batch, prior_features=features)
+
+    def _pixels(self, batch: Batch) -> Tensor:
+        return batch.pixels.to(self.device, non_blocking=True)
+
+
+def _groups(weights: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
+    """Split the weights: matrices decay; norms, biases and single tokens do not."""
+    matrices = [w for w in weights.values() if w.squeeze().ndim >= 2]
+    others = [w for w in weights.values() if w.squeeze().ndim < 2]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
