@@ -8,11 +8,12 @@ of the prior, ``d`` width of the language model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from vega_policy.policy.head import L1Head, ProprioProjector
 from vega_policy.vision.attention import use_our_attention
@@ -20,6 +21,8 @@ from vega_policy.vision.stream import VisionStream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from typing_extensions import Self
 
     from vega_policy.policy.config import LanguageConfig, PolicyConfig
     from vega_policy.vision.prior import WanPrior, ZeroPrior
@@ -71,6 +74,14 @@ class VegaModel(nn.Module):
             n_blocks=config.head.n_blocks,
             action_size=config.action.size,
         )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
+        super()._apply(fn, recurse)
+        rotary = self.language.rotary_emb
+        if rotary.inv_freq.dtype != torch.float32:  # a cast has rounded the frequencies
+            fresh = LlamaRotaryEmbedding(self.language.config)
+            self.language.rotary_emb = fresh.to(rotary.inv_freq.device)
+        return self
 
     @property
     def prior(self) -> WanPrior | ZeroPrior:

@@ -20,6 +20,7 @@ from vega_policy.spec.files import write_atomic
 from vega_policy.spec.names import nearest
 
 Floats = NDArray[np.float64]
+_FIELDS = ("mean", "std", "min", "max", "q01", "q99", "mask")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,25 +36,9 @@ class Bounds:
     mask: NDArray[np.bool_]
     """False where values pass through untouched (the gripper)."""
 
-    @property
-    def size(self) -> int:
-        """How many numbers the quantity has."""
-        return len(self.q01)
-
-    @classmethod
-    def of(cls, values: NDArray[Any], *, mask: NDArray[np.bool_] | None = None) -> Bounds:
-        """Measure (n, size) samples; quantiles interpolate linearly."""
-        x = np.asarray(values, dtype=np.float64)
-        q01, q99 = np.quantile(x, [0.01, 0.99], axis=0)
-        return cls(
-            mean=x.mean(0),
-            std=x.std(0),
-            min=x.min(0),
-            max=x.max(0),
-            q01=q01,
-            q99=q99,
-            mask=np.ones(x.shape[1], dtype=bool) if mask is None else np.asarray(mask, dtype=bool),
-        )
+    def sizes(self) -> dict[str, int]:
+        """Return how many numbers each field has; all should agree."""
+        return {name: len(getattr(self, name)) for name in _FIELDS}
 
     def normalise(self, values: NDArray[Any], *, clip_unmasked: bool = False) -> Floats:
         """Map q01 to -1 and q99 to 1, and clip to [-1, 1].
@@ -78,8 +63,7 @@ class Bounds:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
-        names = ("mean", "std", "min", "max", "q01", "q99", "mask")
-        return {name: getattr(self, name).tolist() for name in names}
+        return {name: getattr(self, name).tolist() for name in _FIELDS}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Bounds:
@@ -122,30 +106,15 @@ class DatasetStatistics:
         )
 
 
-def compute_statistics(
-    targets: NDArray[Any], proprio: NDArray[Any], *, num_trajectories: int
-) -> DatasetStatistics:
-    """Measure a data set over every time step.
-
-    Args:
-        targets: (n, a) actions after `spec.gripper.command_to_target` on the last number.
-        proprio: (n, p).
-        num_trajectories: Episodes in it.
-    """
-    mask = np.ones(targets.shape[1], dtype=bool)
-    mask[-1] = False
-    return DatasetStatistics(
-        action=Bounds.of(targets, mask=mask),
-        proprio=Bounds.of(proprio),
-        num_transitions=len(targets),
-        num_trajectories=num_trajectories,
-    )
-
-
 def save_statistics(path: Path | str, statistics: Mapping[str, DatasetStatistics]) -> None:
     """Write ``dataset_statistics.json``, one entry per data set."""
     text = json.dumps({k: v.to_dict() for k, v in statistics.items()}, indent=2)
     write_atomic(path, text + "\n")
+
+
+def parse_statistics(values: Mapping[str, Any]) -> dict[str, DatasetStatistics]:
+    """Read the JSON layout, one entry per data set."""
+    return {name: DatasetStatistics.from_dict(entry) for name, entry in values.items()}
 
 
 def load_statistics(path: Path | str) -> dict[str, DatasetStatistics]:
@@ -155,8 +124,7 @@ def load_statistics(path: Path | str) -> dict[str, DatasetStatistics]:
         CheckpointError: The file is not JSON of the published layout.
     """
     try:
-        raw = json.loads(Path(path).read_text())
-        return {name: DatasetStatistics.from_dict(entry) for name, entry in raw.items()}
+        return parse_statistics(json.loads(Path(path).read_text()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} holds no data set statistics ({type(error).__name__}: {error}); expected "

@@ -105,12 +105,6 @@ class SemanticTowers(nn.Module):
         self.config = config
         self.dino = _dino(config)
         self.siglip = _siglip(config)
-        for name, tower in (("dino", config.dino), ("siglip", config.siglip)):
-            # Pixels arrive in [0, 255], hence the factor.
-            mean = torch.tensor(tower.pixel_mean).view(3, 1, 1) * 255.0
-            std = torch.tensor(tower.pixel_std).view(3, 1, 1) * 255.0
-            self.register_buffer(f"{name}_mean", mean, persistent=False)
-            self.register_buffer(f"{name}_std", std, persistent=False)
 
     @property
     def width(self) -> int:
@@ -124,10 +118,8 @@ class SemanticTowers(nn.Module):
             pixels: (..., 3, h, w) RGB in [0, 255], uint8 or float.
         """
         pixels = pixels.float()
-        return (
-            (pixels - self.get_buffer("dino_mean")) / self.get_buffer("dino_std"),
-            (pixels - self.get_buffer("siglip_mean")) / self.get_buffer("siglip_std"),
-        )
+        dino, siglip = (_standardise(pixels, t) for t in (self.config.dino, self.config.siglip))
+        return dino, siglip
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode every view.
@@ -157,6 +149,13 @@ class SemanticTowers(nn.Module):
         ).last_hidden_state
         tokens = torch.cat([dino, siglip], dim=-1)
         return tokens.unflatten(0, (b, v))
+
+
+def _standardise(pixels: Tensor, tower: TowerConfig) -> Tensor:
+    # Made at every call: as buffers the constants would be rounded when the model is cast.
+    mean = torch.tensor(tower.pixel_mean, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(tower.pixel_std, device=pixels.device).view(3, 1, 1)
+    return (pixels / 255.0 - mean) / std
 
 
 def _dino(config: SemanticConfig) -> Dinov2WithRegistersModel:

@@ -8,11 +8,11 @@ view, ``c`` width of the transformer, ``z`` latent channels, ``h``/``w`` latent 
 from __future__ import annotations
 
 import hashlib
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from typing_extensions import Self
-
-log = logging.getLogger(__name__)
 
 PROMPT_FILE = "empty_prompt.safetensors"
 PROMPT_KEY = "prompt_embeds"
@@ -78,11 +76,7 @@ class WanPrior(nn.Module):
         transformer.register_to_config(num_layers=config.block_index + 1)
         self.vae = vae
         self.transformer = transformer
-        self.register_buffer("prompt", prompt.detach().float().clone(), persistent=False)
-        scale = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1)
-        mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1)
-        self.register_buffer("latents_mean", mean, persistent=False)
-        self.register_buffer("latents_std", scale, persistent=False)
+        self.prompt = prompt.detach().float().cpu().clone()
         self._constants: tuple[Tensor, Tensor] | None = None
         self.requires_grad_(False)
         self.eval()
@@ -107,7 +101,7 @@ class WanPrior(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """Write the diffusers directory `load` reads (transformer cut after the block read)."""
-        save_wan(path, vae=self.vae, transformer=self.transformer, prompt=self.get_buffer("prompt"))
+        save_wan(path, vae=self.vae, transformer=self.transformer, prompt=self.prompt)
 
     @property
     def width(self) -> int:
@@ -153,7 +147,10 @@ class WanPrior(nn.Module):
             ).clamp(-1, 1)
             frames = frames.to(self.vae.dtype)
         mode = encode_stills(self.vae, frames).float()
-        return (mode - self.get_buffer("latents_mean")) / self.get_buffer("latents_std")
+        # Made at every call: as buffers the constants would be rounded when the model is cast.
+        mean = torch.tensor(self.vae.config.latents_mean, device=mode.device).view(-1, 1, 1)
+        std = torch.tensor(self.vae.config.latents_std, device=mode.device).view(-1, 1, 1)
+        return (mode - mean) / std
 
     def noise(self, keys: Sequence[int], *, views: int, grid: tuple[int, ...]) -> Tensor:
         """Return unit noise (b * views, z, h, w), a function of the arguments and settings alone.
@@ -198,7 +195,7 @@ class WanPrior(nn.Module):
         cached = self._constants
         if cached is not None and cached[0].device == weight.device and cached[0].dtype == weight.dtype:
             return cached
-        prompt = self.get_buffer("prompt")
+        prompt = self.prompt
         missing = self.config.prompt_tokens - prompt.shape[0]
         prompt = functional.pad(prompt, (0, 0, 0, missing)).unsqueeze(0).to(weight)
         timestep = torch.tensor([self.config.timestep], device=weight.device)
@@ -208,7 +205,12 @@ class WanPrior(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
         self._constants = None
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        rope = self.transformer.rope
+        if rope.freqs_cos.dtype != torch.float32:  # a cast has rounded the rotary tables
+            fresh = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
+            self.transformer.rope = fresh.to(rope.freqs_cos.device)
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._constants = None
@@ -279,7 +281,7 @@ def load_wan(
             f"{folder} is not a prior: {', '.join(missing)} missing; expected a diffusers directory "
             f"with vae/, transformer/ and {PROMPT_FILE}"
         )
-    options: dict[str, Any] = {"local_files_only": True, "low_cpu_mem_usage": False}
+    overrides: dict[str, Any] = {}
     if n_blocks is not None:
         found = WanTransformer3DModel.load_config(folder / "transformer")["num_layers"]
         if found < n_blocks:
@@ -287,12 +289,38 @@ def load_wan(
                 f"{folder}/transformer has {found} blocks, block {n_blocks - 1} is to be read; "
                 "lower prior.block_index or use a deeper prior"
             )
-        options["num_layers"] = n_blocks
-    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", **options)
-    vae = AutoencoderKLWan.from_pretrained(
-        folder / "vae", local_files_only=True, low_cpu_mem_usage=False
-    )
+        overrides["num_layers"] = n_blocks
+    transformer = _load_part(WanTransformer3DModel, folder / "transformer", **overrides)
+    vae = _load_part(AutoencoderKLWan, folder / "vae")
     return vae, transformer, load_file(folder / PROMPT_FILE)[PROMPT_KEY]
+
+
+def _load_part(kind: Any, folder: Path, **overrides: Any) -> Any:
+    """Build a diffusers model in float32 and fill it; tensors it does not have are not read.
+
+    The library's own ``from_pretrained`` needs another package to cut blocks off.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = kind.from_config(kind.load_config(folder), **overrides)
+    wanted = model.state_dict()
+    loaded: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for key in set(tensors.keys()) & set(wanted):
+                loaded[key] = tensors.get_tensor(key)
+    problems = [f"{key} missing" for key in sorted(set(wanted) - set(loaded))]
+    problems += [
+        f"{key} is {list(tensor.shape)}, the configuration builds {list(wanted[key].shape)}"
+        for key, tensor in sorted(loaded.items())
+        if tensor.shape != wanted[key].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{folder} does not hold the weights its config.json describes: {'; '.join(problems)}; "
+            "copy the directory again"
+        )
+    model.load_state_dict(loaded)
+    return model
 
 
 def _generator(*parts: int) -> torch.Generator:

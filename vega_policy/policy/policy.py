@@ -1,0 +1,220 @@
+"""The policy a rollout or a robot talks to: observations in, environment-ready chunks out.
+
+Shape legend: ``b`` batch, ``v`` views (cameras), ``n`` tokens of one view, ``h``/``w`` token grid,
+``t`` steps of a chunk, ``a`` numbers of an action.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vega_policy.policy.config import PolicyConfig
+from vega_policy.policy.model import ModelOutput, VegaModel
+from vega_policy.policy.processor import Inputs, Processor
+from vega_policy.policy.statistics import DatasetStatistics, choose_key
+from vega_policy.policy.tokenizer import train_tokenizer
+from vega_policy.spec import ActionChunk, ActionSpec, PolicyFault
+from vega_policy.spec.gripper import target_to_command
+from vega_policy.vision.prior import build_prior
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+    from typing_extensions import Self
+
+    from vega_policy.policy.config import ImageTransform
+    from vega_policy.spec import Observation
+
+
+class VegaPolicy(nn.Module):
+    """A model with its tokenizer, image path and statistics; fulfils `spec.Policy`.
+
+    Not safe for threads: one thread calls `act`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: VegaModel,
+        tokenizer: PreTrainedTokenizerBase,
+        statistics: Mapping[str, DatasetStatistics],
+        unnorm_key: str | None = None,
+        image_transform: ImageTransform | None = None,
+        max_batch: int | None = None,
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            model: The trainable core with its prior.
+            tokenizer: Adds BOS, pads to the right.
+            statistics: By data set.
+            unnorm_key: Whose statistics `act` uses; None is allowed where there is only one.
+            image_transform: Overrides the configuration's.
+            max_batch: Observations per pass. None is 1 on a CPU, where larger passes gain
+                little and change the last bits of an answer with what else is asked, and 32 elsewhere.
+
+        Raises:
+            CheckpointError: ``unnorm_key`` names no statistics.
+        """
+        super().__init__()
+        self.model = model
+        self.processor = Processor(model.config, tokenizer, image_transform=image_transform)
+        self.statistics = dict(statistics)
+        self.unnorm_key = choose_key(self.statistics, unnorm_key)
+        self.max_batch = max_batch
+
+    @classmethod
+    def create(
+        cls,
+        config: PolicyConfig,
+        *,
+        statistics: Mapping[str, DatasetStatistics],
+        instructions: Iterable[str],
+        prior_path: Path | str | None = None,
+        unnorm_key: str | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Make an untrained policy.
+
+        Args:
+            config: Sizes and rules.
+            statistics: By data set.
+            instructions: Sentences the tokenizer is trained on.
+            prior_path: Diffusers directory of the frozen prior; None gives it random weights.
+            unnorm_key: See the constructor.
+            seed: Of the initial weights; global random state is left as it was.
+        """
+        tokenizer = train_tokenizer(instructions, vocab_size=config.language.vocab_size)
+        prior = build_prior(config.prior, path=prior_path, seed=seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = VegaModel(config, prior=prior)
+        return cls(
+            model=model.eval(), tokenizer=tokenizer, statistics=statistics, unnorm_key=unnorm_key
+        )
+
+    @property
+    def config(self) -> PolicyConfig:
+        """Sizes and rules."""
+        return self.model.config
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """What the returned numbers mean."""
+        return self.config.action
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The prompt's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return next(self.model.parameters()).device
+
+    def act(self, batch: Sequence[Observation], *, keys: Sequence[int]) -> list[ActionChunk]:
+        """Answer each observation with a chunk, clipped to the bounds of the action specification.
+
+        Args:
+            batch: Observations.
+            keys: One integer each, the only source of randomness (of a prior with keyed noise).
+
+        Raises:
+            ContractError: An observation is not what the policy was trained with.
+            PolicyFault: The model returned something that is not finite.
+            ValueError: There is not one key per observation.
+        """
+        if len(keys) != len(batch):
+            raise ValueError(f"{len(keys)} keys for {len(batch)} observations; pass one for each")
+        size = self.max_batch or (1 if self.device.type == "cpu" else 32)
+        started = time.perf_counter()
+        chunks: list[tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]] = []
+        timing = {"processor": 0.0, "prior": 0.0, "model": 0.0}
+        for start in range(0, len(batch), size):
+            part = slice(start, start + size)
+            chunks += self._pass(batch[part], keys[part], timing)
+        timing["total"] = (time.perf_counter() - started) * 1e3
+        return [ActionChunk(actions=a, gate=g, timing_ms=dict(timing)) for a, g in chunks]
+
+    @torch.no_grad()
+    def _pass(
+        self, batch: Sequence[Observation], keys: Sequence[int], timing: dict[str, float]
+    ) -> list[tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]]:
+        """Answer observations in one pass of the model; add to the milliseconds per stage."""
+        self.model.eval()
+        marks = [time.perf_counter()]
+        inputs = self.processor(batch)
+        marks.append(time.perf_counter())
+        pixels = inputs.pixels.to(self.device)
+        features = self.model.prior_features(pixels, keys=keys)
+        self._wait()
+        marks.append(time.perf_counter())
+        output = self._forward(inputs, pixels, features)
+        normalised = output.actions.cpu().numpy()
+        marks.append(time.perf_counter())
+        for stage, begin, end in zip(timing, marks[:-1], marks[1:], strict=False):
+            timing[stage] += (end - begin) * 1e3
+        actions = self.commands(normalised)
+        gates = self._gate_maps(output.gate)
+        return list(zip(actions, gates, strict=True))
+
+    def _forward(self, inputs: Inputs, pixels: Tensor, features: Tensor) -> ModelOutput:
+        proprio = self.statistics[self.unnorm_key].proprio.normalise(inputs.proprio.numpy())
+        return self.model(
+            pixels,
+            torch.from_numpy(proprio.astype(np.float32)).to(self.device),
+            inputs.input_ids.to(self.device),
+            inputs.attention_mask.to(self.device),
+            prior_features=features,
+        )
+
+    def commands(self, normalised: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn the model's output (..., t, a) into environment commands of the same shape.
+
+        Raises:
+            PolicyFault: A number is not finite.
+        """
+        if not np.isfinite(normalised).all():
+            raise PolicyFault(
+                "the model returned actions that are not finite; the weights or the observation are "
+                "damaged, check them before the next episode"
+            )
+        actions = self.statistics[self.unnorm_key].action.unnormalise(normalised)
+        actions[..., -1] = target_to_command(actions[..., -1])
+        spec = self.action_spec
+        return np.clip(actions, spec.low, spec.high).astype(np.float32)
+
+    def _gate_maps(self, gate: Tensor) -> list[dict[str, NDArray[np.float32]]]:
+        side = self.config.semantic.grid
+        cameras = self.config.cameras
+        maps = gate.float().cpu().numpy().reshape(len(gate), len(cameras), side, side)
+        return [dict(zip(cameras, row, strict=True)) for row in maps]
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def save_pretrained(self, path: Path | str, *, card: str | None = None) -> None:
+        """Write a checkpoint directory that `from_pretrained` reads.
+
+        An existing checkpoint at ``path`` is replaced as a whole, at the very end.
+
+        Args:
+            path: The directory.
+            card: Text of its README; None writes a short one.
+
+        Raises:
+            ContractError: ``path`` exists and is not a checkpoint.
+        """
+        from vega_policy.policy.pretrained import save_pretrained
+
+        save_pretrained(self, path, card=card)

@@ -1,0 +1,121 @@
+"""A real policy that is small enough for a unit test: random weights, all the parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from vega_policy.policy.config import LanguageConfig, PolicyConfig
+from vega_policy.policy.head import HeadConfig
+from vega_policy.policy.policy import VegaPolicy
+from vega_policy.policy.statistics import Bounds, DatasetStatistics
+from vega_policy.spec import Observation
+from vega_policy.vision.prior import PriorConfig, WanDims
+from vega_policy.vision.semantic import SemanticConfig
+from vega_policy.vision.stream import ProjectorConfig
+
+INSTRUCTIONS = (
+    "pick up the milk and place it in the basket",
+    "pick up the alphabet soup and place it in the basket",
+    "open the middle drawer",
+)
+
+
+def tiny_config() -> PolicyConfig:
+    """Return the sizes: 32 px images, 2 x 2 tokens per camera, about 60,000 weights."""
+    base = SemanticConfig()
+    towers = {
+        name: dataclasses.replace(tower, width=16, depth=1, heads=2, mlp_width=32)
+        for name, tower in (("dino", base.dino), ("siglip", base.siglip))
+    }
+    return PolicyConfig(
+        semantic=SemanticConfig(image_px=32, patch_px=16, **towers),
+        prior=PriorConfig(
+            width=32,
+            image_px=32,
+            grid=2,
+            block_index=1,
+            dims=WanDims(
+                heads=2,
+                head_dim=16,
+                n_blocks=3,
+                ffn_width=64,
+                text_width=8,
+                frequencies=32,
+                vae_width=4,
+                latent_channels=16,
+            ),
+        ),
+        projector=ProjectorConfig(semantic_hidden=32, prior_hidden=32),
+        language=LanguageConfig(width=32, depth=2, heads=2, mlp_width=64, vocab_size=320),
+        head=HeadConfig(width=32),
+    )
+
+
+def tiny_statistics() -> DatasetStatistics:
+    """Return plausible statistics of a data set."""
+    action = np.array([0.9, 0.9, 0.9, 0.2, 0.2, 0.3, 1.0])
+    centre = np.array([-0.1, 0.0, 1.0, 3.1, 0.0, 0.0, 0.03, -0.03])
+    reach = np.array([0.3, 0.3, 0.2, 0.3, 0.4, 0.4, 0.02, 0.02])
+    return DatasetStatistics(
+        action=_bounds(np.append(-action[:6], 0.0), action, masked_out=6),
+        proprio=_bounds(centre - reach, centre + reach),
+        num_transitions=100,
+        num_trajectories=2,
+    )
+
+
+def tiny_policy(
+    tmp_path: Path | None = None, seed: int = 0, *, config: PolicyConfig | None = None
+) -> VegaPolicy:
+    """Make a policy with random weights.
+
+    Args:
+        tmp_path: Also save it there as a checkpoint.
+        seed: Of the weights.
+        config: Other sizes or rules than `tiny_config`.
+    """
+    policy = VegaPolicy.create(
+        config or tiny_config(),
+        statistics={"libero_object": tiny_statistics()},
+        instructions=INSTRUCTIONS,
+        seed=seed,
+    )
+    if tmp_path is not None:
+        policy.save_pretrained(tmp_path)
+    return policy
+
+
+def tiny_observation(seed: int = 0, *, image_px: int = 32, instruction: str = "") -> Observation:
+    """Return a random observation of both cameras."""
+    rng = np.random.default_rng(seed)
+    bounds = tiny_statistics().proprio
+    return Observation(
+        images={
+            camera: rng.integers(0, 256, (image_px, image_px, 3), dtype=np.uint8)
+            for camera in tiny_config().cameras
+        },
+        proprio=rng.uniform(bounds.q01, bounds.q99).astype(np.float32),
+        instruction=instruction or INSTRUCTIONS[seed % len(INSTRUCTIONS)],
+    )
+
+
+def _bounds(
+    low: np.ndarray[tuple[int], np.dtype[np.float64]],
+    high: np.ndarray[tuple[int], np.dtype[np.float64]],
+    masked_out: int | None = None,
+) -> Bounds:
+    mask = np.ones(len(low), dtype=bool)
+    if masked_out is not None:
+        mask[masked_out] = False
+    return Bounds(
+        mean=(low + high) / 2,
+        std=(high - low) / 4,
+        min=low - 0.01,
+        max=high + 0.01,
+        q01=low,
+        q99=high,
+        mask=mask,
+    )
