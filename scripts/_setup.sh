@@ -132,35 +132,48 @@ fingerprint() {
   } | sha256sum | cut -d ' ' -f 1
 }
 
-# Make REPOSITORY/.venv complete; a second run only compares a stamp and takes a fraction of a second.
-# A set-up that was killed leaves its marker, and the next one starts the environment afresh: a half
-# unpacked package looks installed to pip.
+# Whether .venv was completed by this very set-up; a fraction of a second.
+is_complete() {
+  local repository=$1 venv=$1/.venv
+  [ ! -e "$venv/set-up.unfinished" ] &&
+    [ "$(cat "$venv/set-up.sha256" 2>/dev/null)" = "$(fingerprint "$repository")" ] &&
+    is_python_311 "$venv/bin/python"
+}
+
+# Make REPOSITORY/.venv complete. A set-up that was killed leaves its marker, and the next one makes the
+# environment afresh, because a half unpacked package looks installed to pip.
 set_up() {
-  local repository=$1 venv=$1/.venv stamp=$1/.venv/set-up.sha256 marker=$1/.venv/set-up.unfinished
-  local base expected started=$SECONDS
+  local repository=$1 venv=$1/.venv base started=$SECONDS
   export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
   [ -t 2 ] || export PIP_QUIET=1
   unset PYTHONPATH PYTHONHOME
 
-  expected=$(fingerprint "$repository")
-  if [ ! -e "$marker" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$expected" ] && is_python_311 "$venv/bin/python"; then
+  if is_complete "$repository"; then
     ensure_system_packages "$venv/bin/python"
     return
   fi
-
   base=$(find_python)
   ensure_system_packages "$base"
-  if [ -e "$marker" ] || ! is_python_311 "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+
+  # One set-up at a time, counting a pip that outlived its killed script: it inherited the lock.
+  exec 9<"$repository"
+  flock 9
+  if is_complete "$repository"; then
+    exec 9<&-
+    return
+  fi
+  if [ -e "$venv/set-up.unfinished" ] || ! is_python_311 "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     say "making .venv with $base"
     mkdir -p "$venv"
-    touch "$marker"
+    touch "$venv/set-up.unfinished"
     "$base" -m venv --clear "$venv"
   fi
-  touch "$marker"
-  rm -f "$stamp"
+  touch "$venv/set-up.unfinished"
+  rm -f "$venv/set-up.sha256"
   say "installing the project and what it needs (some minutes the first time)"
   install_everything "$repository" || fail "the installation failed; its messages are above, and a second run starts over"
-  echo "$expected" >"$stamp"
-  rm -f "$marker"
+  fingerprint "$repository" >"$venv/set-up.sha256"
+  rm -f "$venv/set-up.unfinished"
+  exec 9<&-
   say "environment ready after $((SECONDS - started)) s"
 }
