@@ -1,0 +1,166 @@
+"""Evaluate a policy on a suite: ledger, one video per episode, table and report.html.
+
+python scripts/rollout.py suite=libero_object rollout.init_states=20
+python scripts/rollout.py checkpoint=path/to/directory name=mine     # again: continues it
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra_cli import run
+
+from vega_policy.rollout.evaluate import RolloutSettings, evaluate, prepare
+from vega_policy.rollout.plan import SuiteInfo, TaskInfo
+from vega_policy.rollout.provenance import checkpoint_sha256
+from vega_policy.rollout.table import table
+from vega_policy.spec import ActionSpec, ContractError, EnvFault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vega_policy.spec import Policy, Simulator
+
+PUBLISHED_CAMERA_PX = 256
+"""Side of the images in the published OpenVLA-OFT evaluation."""
+FAKE_CHECKPOINT = "fake"
+"""A policy without weights, for the suites of `vega_policy.testing`."""
+
+
+def main(config: dict[str, Any]) -> dict[str, Any]:
+    """Run the rollout the configuration describes."""
+    suite, make_simulator = build_suite(config["suite"])
+    settings = build_settings(config)
+    prepare(settings, suite=suite, action_spec=suite.action_spec)
+    policy, defines = build_policy(config, suite)
+    result = evaluate(
+        settings,
+        suite=suite,
+        policy=policy,
+        make_simulator=partial(make_simulator, camera_px=defines["camera_px"]),
+        defines=defines,
+        configuration=config,
+    )
+    print(
+        table(result.summary, {task.task_id: task.name.replace("_", " ") for task in suite.tasks}),
+        flush=True,
+    )
+    total = result.summary.total
+    answer = {
+        "episodes": total.episodes,
+        "successes": total.successes,
+        "success_rate": total.rate,
+        "interval": list(total.interval),
+        "missing": len(result.missing),
+        "run_dir": str(result.run_dir),
+        "report": str(result.report),
+    }
+    if result.missing:
+        print(json.dumps(answer), flush=True)
+        names = ", ".join(m.key.name() for m in result.missing)
+        raise EnvFault(
+            f"{len(result.missing)} episodes are missing, their simulator broke every time: "
+            f"{names}; last: {result.missing[-1].detail}; try them again with "
+            f"name={result.run_dir.name}"
+        )
+    return answer
+
+
+def build_settings(config: dict[str, Any]) -> RolloutSettings:
+    """Read the user's choices."""
+    chosen = config["rollout"]
+    checkpoint = Path(config["checkpoint"]).name or "checkpoint"
+    made_up = f"{config['suite']['name']}-{checkpoint}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = config["name"] if config["name"] is not None else made_up
+    if not re.fullmatch(r"[\w.+=-]+", str(name)) or str(name).startswith("."):
+        raise ContractError(
+            f"name is {name!r}; use letters, digits and - _ . + = only, it becomes a folder"
+        )
+    ids = chosen["init_state_ids"]
+    workers = chosen["workers"]
+    return RolloutSettings(
+        run_dir=Path(config["out_dir"]) / str(name),
+        tasks="all" if chosen["tasks"] is None else chosen["tasks"],
+        init_states=chosen["init_states"] if ids is None else ids,
+        workers=None if workers == "auto" else workers,
+        cameras=tuple(chosen["cameras"]),
+        show_progress=chosen["progress"],
+        **{
+            key: chosen[key]
+            for key in (
+                "seed",
+                "max_steps",
+                "n_execute",
+                "max_batch",
+                "max_delay_ms",
+                "max_restarts",
+                "timeout_s",
+                "video",
+                "draw_gate",
+            )
+        },
+    )
+
+
+def build_suite(config: dict[str, Any]) -> tuple[SuiteInfo, Callable[..., Simulator]]:
+    """Return what there is to run and what makes a simulator of it, without making one."""
+    name = config["name"]
+    if config["simulator"] == "fake":
+        from vega_policy.testing import fake_env
+
+        tasks = tuple(
+            TaskInfo(task_id=i, name=f"reach_the_{colour}_block", n_init_states=50)
+            for i, colour in enumerate(fake_env.TASKS[: fake_env.SUITES[name]])
+        )
+        make: Callable[..., Simulator] = partial(fake_env.FakeEnv, step_s=config["step_s"])
+    else:
+        from envs import LiberoEnv, suites
+
+        tasks = tuple(
+            TaskInfo(task_id=i, name=task, n_init_states=suites.n_init_states(name, i))
+            for i, task in enumerate(suites.task_names(name))
+        )
+        make = LiberoEnv
+    return SuiteInfo(name=name, tasks=tasks, action_spec=ActionSpec()), make
+
+
+def build_policy(config: dict[str, Any], suite: SuiteInfo) -> tuple[Policy, dict[str, Any]]:
+    """Load the checkpoint; also return what about it decides the results."""
+    checkpoint, camera_px = config["checkpoint"], config["rollout"]["camera_px"]
+    if checkpoint == FAKE_CHECKPOINT:
+        from vega_policy.testing.fake_policy import FakePolicy
+
+        return FakePolicy(), {"checkpoint_sha256": checkpoint, "camera_px": camera_px or 128}
+    import torch
+
+    from vega_policy.policy import from_pretrained
+    from vega_policy.policy.pretrained import load_config, resolve
+
+    folder = resolve(checkpoint)
+    trained = load_config(folder)
+    is_fixed = trained.image_transform == "none"
+    camera_px = camera_px or (trained.image_px if is_fixed else PUBLISHED_CAMERA_PX)
+    if is_fixed and camera_px != trained.image_px:
+        raise ContractError(
+            f"rollout.camera_px is {camera_px}, the checkpoint takes images of {trained.image_px} "
+            "px as they are; leave rollout.camera_px=null"
+        )
+    torch.set_num_threads(config["rollout"]["torch_threads"])
+    device = config["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    policy = from_pretrained(folder, device=device, expected=suite.action_spec)
+    defines = {
+        "checkpoint_sha256": checkpoint_sha256(folder),
+        "camera_px": camera_px,
+        "device": policy.device.type,
+        "unnorm_key": policy.unnorm_key,
+    }
+    return policy, defines
+
+
+if __name__ == "__main__":
+    run("rollout", main)

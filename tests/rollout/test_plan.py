@@ -1,0 +1,69 @@
+"""What was asked for becomes episodes, or one message with every problem."""
+
+import pytest
+
+from vega_policy.rollout.evaluate import RolloutSettings, prepare
+from vega_policy.rollout.plan import SuiteInfo, TaskInfo, choose, inference_key
+from vega_policy.spec import ActionSpec, ContractError, EpisodeKey
+
+SUITE = SuiteInfo(
+    name="fake_small",
+    tasks=tuple(TaskInfo(task_id=i, name=f"task_{i}", n_init_states=5) for i in range(2)),
+    action_spec=ActionSpec(),
+)
+
+
+def test_a_plan_is_every_task_from_every_initial_state():
+    plan = choose(SUITE, tasks="all", init_states=2, seed=3)
+    assert plan.keys() == [
+        EpisodeKey("fake_small", t, i, seed=3) for t in range(2) for i in range(2)
+    ]
+    assert choose(SUITE, tasks=1, init_states=[4, 0]).keys() == [
+        EpisodeKey("fake_small", 1, 0),
+        EpisodeKey("fake_small", 1, 4),
+    ]
+
+
+def test_resuming_is_a_set_difference():
+    plan = choose(SUITE, tasks="all", init_states=2)
+    done = [EpisodeKey("fake_small", 0, 1), EpisodeKey("another", 0, 0)]
+    assert plan.remaining(done) == [k for k in plan.keys() if k not in done]  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"tasks": [0, 7]}, "tasks 0 to 1, not 7"),
+        ({"tasks": "none"}, "write all, a number"),
+        ({"init_states": 6}, "at most rollout.init_states=5"),
+        ({"init_states": [0, 5]}, "asks for 5"),
+        ({"init_states": 0}, "at least 1"),
+        ({"init_states": []}, "list of numbers"),
+    ],
+)
+def test_what_does_not_exist_is_named(wrong, said):
+    with pytest.raises(ContractError, match=said):
+        choose(SUITE, **({"tasks": "all", "init_states": 1} | wrong))
+
+
+def test_every_problem_is_listed_at_once(tmp_path):
+    settings = RolloutSettings(
+        run_dir=tmp_path / "run", workers=0, cameras=("wrsit",), init_states=9, n_execute=12
+    )
+    with pytest.raises(ContractError) as caught:
+        prepare(settings, suite=SUITE, action_spec=ActionSpec(horizon=10, rate_hz=10.0))
+    for part in ("workers is 0", "'wrist'", "init_states=5", "horizon", "rate_hz", "12 actions"):
+        assert part in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_inference_has_its_own_key():
+    keys = {
+        inference_key(EpisodeKey("s", t, i), c)
+        for t in range(5)
+        for i in range(5)
+        for c in range(9)
+    }
+    assert len(keys) == 225
+    assert all(0 <= key < 2**63 for key in keys)
+    assert inference_key(EpisodeKey("s", 0, 0), 0) == inference_key(EpisodeKey("s", 0, 0), 0)

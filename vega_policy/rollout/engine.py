@@ -1,0 +1,433 @@
+"""One inference loop, many simulator processes on this machine.
+
+The loop sleeps until a process says something, batches the observations that are waiting, asks the
+policy once, and sends the chunks back. An episode is the same whichever process plays it: its
+initial state, its seed and the key of each inference come from its `EpisodeKey` alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import IO, TYPE_CHECKING
+
+from vega_policy.control import require_valid_chunk
+from vega_policy.rollout.messages import (
+    Answer,
+    Ask,
+    Broken,
+    Done,
+    Faulted,
+    FromWorker,
+    Missing,
+    Run,
+    Stop,
+    ToWorker,
+    WorkerSettings,
+)
+from vega_policy.rollout.plan import inference_key
+from vega_policy.spec import ContractError, EnvFault, EpisodeKey, EpisodeResult, PolicyFault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from vega_policy.spec import ActionChunk, Policy
+
+log = logging.getLogger(__name__)
+
+_START = "import sys; from vega_policy.rollout.worker import main; main(int(sys.argv[1]))"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How the work is spread; nothing here changes a row."""
+
+    n_workers: int
+    """Simulator processes alive at a time."""
+    max_batch: int = 16
+    """Observations answered in one call of the policy."""
+    max_delay_ms: float = 5.0
+    """Longest an observation waits for others to join its batch. A batch also goes as soon as
+    every live worker is waiting."""
+    max_restarts: int = 3
+    """How often an episode is tried again after its simulator broke."""
+    timeout_s: float = 180.0
+    """A worker that says nothing for so long, while it is its turn, is taken for hung."""
+
+
+class LocalEngine:
+    """Plays episodes in simulator processes and asks the policy in this one."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        worker: WorkerSettings,
+        settings: EngineSettings,
+        log_dir: Path,
+        on_fault: Callable[[EpisodeKey, int, str], None] | None = None,
+    ) -> None:
+        """Set up; processes start with `run`.
+
+        Args:
+            policy: Called in the thread that iterates over `run`.
+            worker: What every simulator process is told.
+            settings: How the work is spread.
+            log_dir: Each worker's output goes to a file in it.
+            on_fault: Called with episode, attempt and message whenever a simulator breaks.
+        """
+        self._policy = policy
+        self._worker = worker
+        self._settings = settings
+        self._log_dir = log_dir
+        self._on_fault = on_fault
+
+    def run(self, keys: Iterable[EpisodeKey]) -> Generator[EpisodeResult | Missing]:
+        """Play the episodes and yield each as it ends, in no particular order.
+
+        Close the iterator (`contextlib.closing`) to end the processes early.
+
+        Raises:
+            ContractError: A worker found that the user has to act (a library is missing, policy
+                and simulator disagree).
+            EnvFault: Simulators break one after the other without finishing an episode.
+        """
+        queue = _Queue(keys)
+        room = min(self._settings.n_workers, len(queue))
+        session = _Session(self._settings, queue, self._on_fault)
+        try:
+            for number in range(room):
+                session.seats.append(
+                    _Seat(number=number, settings=self._worker, log_dir=self._log_dir)
+                )
+            for seat in session.seats:
+                session.employ(seat)
+            while busy := [seat for seat in session.seats if seat.run is not None]:
+                timeout_s = session.patience_s(busy)
+                said = wait([seat.pipe for seat in busy], timeout_s)
+                for seat in busy:
+                    if seat.pipe in said:
+                        yield from session.hear(seat)
+                    elif seat.is_hung(self._settings.timeout_s):
+                        detail = f"no sign of life for {self._settings.timeout_s:g} s"
+                        yield from session.broke(seat, detail)
+                if session.is_batch_due():
+                    batch = session.take_batch()
+                    answers = answer(self._policy, [ask for _, _, ask in batch], batch_keys(batch))
+                    for (seat, _, _), reply in zip(batch, answers, strict=True):
+                        yield from session.say(seat, reply)
+        finally:
+            for seat in session.seats:
+                seat.end()
+
+
+def answer(policy: Policy, asks: Sequence[Ask], keys: Sequence[int]) -> list[Answer | Faulted]:
+    """Ask the policy about a batch; its errors become faults of the episodes they belong to.
+
+    When a batch fails each observation is tried alone, so that one bad episode does not take the
+    others with it.
+
+    Raises:
+        ContractError: The policy was trained with other observations.
+    """
+    try:
+        chunks = policy.act([ask.observation for ask in asks], keys=keys)
+        if len(chunks) != len(asks):
+            raise PolicyFault(f"{len(chunks)} chunks for {len(asks)} observations")
+    except ContractError:
+        raise  # the user has to act, and every other episode would say the same
+    except Exception as error:  # the episode boundary: re-classified as a policy fault
+        if len(asks) > 1:
+            return [
+                reply
+                for ask, key in zip(asks, keys, strict=True)
+                for reply in answer(policy, [ask], [key])
+            ]
+        log.warning("the policy failed", exc_info=error)
+        return [Faulted(f"{type(error).__name__}: {error}")]
+    return [_checked(policy, chunk) for chunk in chunks]
+
+
+def _checked(policy: Policy, chunk: ActionChunk) -> Answer | Faulted:
+    try:
+        require_valid_chunk(chunk, policy.action_spec)
+    except PolicyFault as error:
+        return Faulted(str(error))
+    return Answer(chunk)
+
+
+Waiting = tuple["_Seat", Run, Ask]
+
+
+def batch_keys(batch: Sequence[Waiting]) -> list[int]:
+    """Return the key of each inference of a batch."""
+    return [inference_key(run.key, ask.chunk_index) for _, run, ask in batch]
+
+
+class _Session:
+    """The state of one `LocalEngine.run`."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        queue: _Queue,
+        on_fault: Callable[[EpisodeKey, int, str], None] | None,
+    ) -> None:
+        self.seats: list[_Seat] = []
+        self._settings = settings
+        self._queue = queue
+        self._on_fault = on_fault
+        self._attempts: Counter[EpisodeKey] = Counter()
+        self._waiting: list[Waiting] = []
+        self._oldest_s = 0.0
+        self._n_faults_in_a_row = 0
+
+    def employ(self, seat: _Seat) -> None:
+        """Give a free worker its next episode, one of the task it has loaded if there is one."""
+        taken = {s.task for s in self.seats if s is not seat and s.run is not None}
+        key = self._queue.take(seat.task, taken)
+        if key is None:
+            seat.dismiss()
+            return
+        self._attempts[key] += 1
+        seat.task = (key.suite, key.task_id)
+        seat.run = Run(key, self._attempts[key])
+        seat.send(seat.run)
+
+    def hear(self, seat: _Seat) -> Iterator[EpisodeResult | Missing]:
+        """Take what a worker says."""
+        try:
+            message = seat.pipe.recv()
+        except (EOFError, OSError):
+            yield from self.broke(seat, seat.cause_of_death())
+            return
+        seat.heard_s = time.monotonic()
+        run = seat.run
+        match message:
+            case Ask() as ask if run is not None:
+                if not self._waiting:
+                    self._oldest_s = time.monotonic()
+                seat.is_waiting = True
+                self._waiting.append((seat, run, ask))
+            case Done(result):
+                self._n_faults_in_a_row = 0
+                seat.run = None
+                self.employ(seat)
+                yield result
+            case Broken(detail, is_contract):
+                if is_contract:
+                    raise ContractError(detail)
+                yield from self.broke(seat, detail)
+            case _:
+                raise RuntimeError(f"unexpected message {message!r}")
+
+    def say(self, seat: _Seat, reply: Answer | Faulted) -> Iterator[EpisodeResult | Missing]:
+        """Send a worker what it waits for."""
+        seat.is_waiting = False
+        seat.heard_s = time.monotonic()
+        if not seat.send(reply):
+            yield from self.broke(seat, seat.cause_of_death())
+
+    def broke(self, seat: _Seat, detail: str) -> Iterator[Missing]:
+        """Replace a worker whose simulator broke; its episode is tried again, up to a limit.
+
+        Raises:
+            EnvFault: Nothing but faults for a while.
+        """
+        run = seat.run
+        self._waiting = [entry for entry in self._waiting if entry[0] is not seat]
+        seat.restart()
+        if run is None:
+            return
+        log.warning("%s, attempt %d: %s", run.key.name(), run.attempt, detail)
+        if self._on_fault is not None:
+            self._on_fault(run.key, run.attempt, detail)
+        self._n_faults_in_a_row += 1
+        limit = (1 + self._settings.max_restarts) * max(2, self._settings.n_workers)
+        if self._n_faults_in_a_row >= limit:
+            raise EnvFault(
+                f"the simulator broke {limit} times in a row, last: {detail}; the workers' output "
+                f"is in {seat.log_path.parent}"
+            )
+        if run.attempt > self._settings.max_restarts:
+            yield Missing(run.key, detail)
+        else:
+            self._queue.put_back(run.key)
+        # A worker that went idle may be needed again for the episode that was put back.
+        for free in [s for s in self.seats if s.run is None]:
+            if len(self._queue):
+                free.revive()
+                self.employ(free)
+
+    def patience_s(self, busy: Sequence[_Seat]) -> float:
+        """Return how long the loop may sleep if nobody says anything."""
+        now = time.monotonic()
+        silent = [s.heard_s for s in busy if not s.is_waiting]
+        ends = [min(silent) + self._settings.timeout_s] if silent else []
+        if self._waiting:
+            ends.append(self._oldest_s + self._settings.max_delay_ms / 1000)
+        return max(0.0, min(ends) - now) if ends else 0.0
+
+    def is_batch_due(self) -> bool:
+        """Whether the policy should be asked now."""
+        if not self._waiting:
+            return False
+        n_busy = sum(seat.run is not None for seat in self.seats)
+        waited_ms = 1000 * (time.monotonic() - self._oldest_s)
+        return (
+            len(self._waiting) >= min(self._settings.max_batch, n_busy)
+            or waited_ms >= self._settings.max_delay_ms
+        )
+
+    def take_batch(self) -> list[Waiting]:
+        """Take the observations that waited longest."""
+        batch = self._waiting[: self._settings.max_batch]
+        self._waiting = self._waiting[self._settings.max_batch :]
+        self._oldest_s = time.monotonic()
+        return batch
+
+
+class _Queue:
+    """Episodes left to play, by task, since building a task's simulator is what costs."""
+
+    def __init__(self, keys: Iterable[EpisodeKey]) -> None:
+        self._tasks: dict[tuple[str, int], list[EpisodeKey]] = {}
+        for key in keys:
+            self.put_back(key)
+
+    def __len__(self) -> int:
+        return sum(len(keys) for keys in self._tasks.values())
+
+    def put_back(self, key: EpisodeKey) -> None:
+        """Add an episode at the end of its task."""
+        self._tasks.setdefault((key.suite, key.task_id), []).append(key)
+
+    def take(
+        self, current: tuple[str, int] | None, taken: set[tuple[str, int] | None]
+    ) -> EpisodeKey | None:
+        """Take an episode: of the current task, else of one nobody plays, else of the longest."""
+        if current not in self._tasks:
+            free = [task for task in self._tasks if task not in taken]
+            current = max(free or self._tasks, key=lambda t: len(self._tasks[t]), default=None)
+        if current is None:
+            return None
+        keys = self._tasks[current]
+        key = keys.pop(0)
+        if not keys:
+            del self._tasks[current]
+        return key
+
+
+class _Seat:
+    """A place for one worker process; the process may be replaced."""
+
+    def __init__(self, *, number: int, settings: WorkerSettings, log_dir: Path) -> None:
+        self.log_path = log_dir / f"worker-{number}.log"
+        self.run: Run | None = None
+        self.task: tuple[str, int] | None = None
+        self.is_waiting = False
+        self.heard_s = 0.0
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_dismissed = False
+        self.revive()
+
+    def revive(self) -> None:
+        """Start a process where there is none, or one that was dismissed."""
+        if self._process is not None and not self._is_dismissed:
+            return
+        self._kill()
+        ours, theirs = socket.socketpair()
+        self.pipe: Connection[ToWorker | WorkerSettings, FromWorker] = Connection(ours.detach())
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with theirs, self.log_path.open("ab") as output:
+            self._process = _spawn(theirs.fileno(), output)
+        self.send(self._settings)
+
+    def restart(self) -> None:
+        """Kill the process and start another."""
+        self._kill()
+        self.revive()
+
+    def send(self, message: ToWorker | WorkerSettings) -> bool:
+        """Say something; False when nobody is there to hear it."""
+        self.heard_s = time.monotonic()
+        try:
+            self.pipe.send(message)
+        except OSError:
+            return False
+        return True
+
+    def is_hung(self, timeout_s: float) -> bool:
+        """Whether it is the worker's turn and it has said nothing for too long."""
+        return not self.is_waiting and time.monotonic() - self.heard_s > timeout_s
+
+    def cause_of_death(self) -> str:
+        """Say how the process ended, with the last line it wrote."""
+        try:
+            code = self._process.wait(timeout=5) if self._process is not None else 0
+        except subprocess.TimeoutExpired:
+            return "the simulator process closed its pipe without ending"
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        lines = self.log_path.read_text(errors="replace").strip().splitlines()
+        tail = f": {lines[-1][:300]}" if lines and code > 0 else ""
+        return f"the simulator process died ({how}){tail}"
+
+    def dismiss(self) -> None:
+        """Let an idle process end by itself, which frees its memory while others still work."""
+        if self._process is not None and not self._is_dismissed:
+            self._is_dismissed = True
+            self.send(Stop())
+
+    def end(self) -> None:
+        """End the process: politely when it is idle, at once when it is in an episode."""
+        if self._process is not None and self.run is None:
+            self.dismiss()
+            try:
+                self._process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                log.info("%s did not end when told to", self.log_path.stem)
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self.pipe.close()
+        self._process, self._is_dismissed = None, False
+        self.run, self.task, self.is_waiting = None, None, False
+
+
+def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables of a simulator process.
+
+    One thread per process: two processes with two threads each are 10 % slower than with one on
+    two cores. LP_NUM_THREADS=0 keeps Mesa's software rasteriser in the calling thread. A fixed
+    OpenBLAS kernel makes trajectories equal bit by bit across x86 processors.
+    """
+    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    fixed = dict.fromkeys(threads, "1") | {"LP_NUM_THREADS": "0", "PYTHONUNBUFFERED": "1"}
+    if platform.machine() in {"x86_64", "AMD64"}:
+        fixed["OPENBLAS_CORETYPE"] = "Haswell"
+    return {**base, **fixed}
+
+
+def _spawn(descriptor: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", _START, str(descriptor)],
+        pass_fds=[descriptor],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=worker_environment(os.environ),
+    )

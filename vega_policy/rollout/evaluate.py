@@ -1,0 +1,263 @@
+"""From a plan to a ledger and a report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from vega_policy.control import OpenLoop
+from vega_policy.rollout.engine import EngineSettings, LocalEngine
+from vega_policy.rollout.ledger import Ledger, RunHeader
+from vega_policy.rollout.messages import Missing, VideoMode, WorkerSettings
+from vega_policy.rollout.plan import Plan, SuiteInfo, choose
+from vega_policy.rollout.provenance import commit, host, versions
+from vega_policy.rollout.statistics import Summary, summarise
+from vega_policy.spec import CAMERAS, ContractError, EpisodeResult
+from vega_policy.spec.names import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vega_policy.spec import ActionSpec, Policy, Simulator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """What the user may choose about a rollout."""
+
+    run_dir: Path
+    """Results go here; a directory with a ledger is continued."""
+    tasks: str | int | list[int] = "all"
+    init_states: int | list[int] = 2
+    """The first so many initial states, or their numbers."""
+    seed: int = 0
+    max_steps: int | None = None
+    """Step limit; None is the benchmark's."""
+    n_execute: int | None = None
+    """Actions applied per inference; None is the whole chunk."""
+    workers: int | None = None
+    """Simulator processes; None is one per core this process may use."""
+    max_batch: int = 16
+    max_delay_ms: float = 5.0
+    max_restarts: int = 3
+    timeout_s: float = 180.0
+    video: VideoMode = "chunks"
+    cameras: tuple[str, ...] = CAMERAS
+    """Cameras in the videos, from left to right."""
+    draw_gate: bool = True
+    show_progress: bool = True
+
+    def problems(self) -> list[str]:
+        """List what cannot be meant, one sentence each."""
+        found: list[str] = []
+        modes = get_args(VideoMode)
+        if self.video not in modes:
+            found.append(f"unknown rollout.video {self.video!r}; {nearest(str(self.video), modes)}")
+        found += [
+            f"unknown camera {name!r}; {nearest(name, CAMERAS)}"
+            for name in self.cameras
+            if name not in CAMERAS
+        ]
+        if not self.cameras:
+            found.append(f"rollout.cameras is empty; choose among {', '.join(CAMERAS)}")
+        for name in ("workers", "max_batch", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                found.append(f"rollout.{name} is {value}; use at least 1")
+        for name in ("max_delay_ms", "max_restarts"):
+            if getattr(self, name) < 0:
+                found.append(f"rollout.{name} is {getattr(self, name)}; use 0 or more")
+        if self.timeout_s <= 0:
+            found.append(f"rollout.timeout_s is {self.timeout_s}; use a number above 0")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutResult:
+    """What a rollout came to."""
+
+    summary: Summary
+    """Over every episode in the ledger, those of earlier starts included."""
+    missing: tuple[Missing, ...]
+    """Planned episodes without a row, since their simulator broke every time."""
+    run_dir: Path
+    report: Path
+
+
+def prepare(settings: RolloutSettings, *, suite: SuiteInfo, action_spec: ActionSpec) -> Plan:
+    """Check everything that can be checked before anything is written.
+
+    Args:
+        settings: What the user asked for.
+        suite: What there is to run.
+        action_spec: What the policy's numbers mean.
+
+    Raises:
+        ContractError: Something does not fit; every problem is listed.
+    """
+    problems = settings.problems()
+    problems += action_spec.disagreements(
+        suite.action_spec, ours="the checkpoint", theirs="the simulator"
+    )
+    plan: Plan | None = None
+    for check in (
+        lambda: choose(
+            suite, tasks=settings.tasks, init_states=settings.init_states, seed=settings.seed
+        ),
+        lambda: OpenLoop(spec=action_spec, n_execute=settings.n_execute),
+    ):
+        try:
+            made = check()
+        except ContractError as error:
+            problems.append(str(error))
+        else:
+            plan = made if isinstance(made, Plan) else plan
+    if problems or plan is None:
+        raise ContractError(problems[0] if len(problems) == 1 else _listed(problems))
+    return plan
+
+
+def evaluate(
+    settings: RolloutSettings,
+    *,
+    suite: SuiteInfo,
+    policy: Policy,
+    make_simulator: Callable[..., Simulator],
+    defines: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+) -> RolloutResult:
+    """Play what is not in the ledger yet, record it, and write the report.
+
+    Args:
+        settings: What the user asked for.
+        suite: What there is to run.
+        policy: Asked in this thread.
+        make_simulator: See `WorkerSettings.make_simulator`.
+        defines: What decides the rows beside these settings: checkpoint hash, device, image size.
+        configuration: The resolved configuration, for the record.
+
+    Raises:
+        ContractError: The settings do not fit, or the run was made with others.
+        EnvFault: No simulator works.
+    """
+    plan = prepare(settings, suite=suite, action_spec=policy.action_spec)
+    n_workers = settings.workers or len(os.sched_getaffinity(0))
+    header = RunHeader(
+        defines={
+            **defines,
+            "suite": suite.name,
+            "seed": plan.seed,
+            "max_steps": settings.max_steps,
+            "n_execute": settings.n_execute,
+        },
+        versions=versions(),
+        plan={
+            "tasks": {str(t): suite.task(t).name for t in plan.task_ids},
+            "init_states": list(plan.init_state_ids),
+        },
+        configuration=configuration,
+        host={**host(), "workers": n_workers},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=commit(),
+    )
+    run_dir = settings.run_dir
+    with Ledger.open(run_dir, header) as ledger:
+        todo = plan.remaining(row.key for row in ledger.rows)
+        log.info(
+            "%s: %d episodes to play, %d in the ledger, %d workers",
+            run_dir,
+            len(todo),
+            len(ledger.rows),
+            n_workers,
+        )
+        engine = LocalEngine(
+            policy=policy,
+            worker=WorkerSettings(
+                make_simulator=make_simulator,
+                action_spec=policy.action_spec,
+                run_dir=run_dir.resolve(),
+                n_execute=settings.n_execute,
+                max_steps=settings.max_steps,
+                video=settings.video,
+                cameras=settings.cameras,
+                draw_gate=settings.draw_gate,
+            ),
+            settings=EngineSettings(
+                n_workers=n_workers,
+                max_batch=settings.max_batch,
+                max_delay_ms=settings.max_delay_ms,
+                max_restarts=settings.max_restarts,
+                timeout_s=settings.timeout_s,
+            ),
+            log_dir=run_dir / "logs",
+            on_fault=lambda key, attempt, detail: ledger.note_fault(
+                key, attempt=attempt, detail=detail
+            ),
+        )
+        missing = _play(engine, ledger, plan, settings)
+        rows = ledger.rows
+    from vega_policy.rollout.report import write_report
+
+    return RolloutResult(
+        summary=summarise(rows, task_ids=plan.task_ids),
+        missing=tuple(missing),
+        run_dir=run_dir,
+        report=write_report(run_dir),
+    )
+
+
+def _play(
+    engine: LocalEngine, ledger: Ledger, plan: Plan, settings: RolloutSettings
+) -> list[Missing]:
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    planned = set(plan.keys())
+    done = [row for row in ledger.rows if row.key in planned]
+    todo = plan.remaining(row.key for row in done)
+    missing: list[Missing] = []
+    won = sum(row.outcome == "success" for row in done)
+    started = time.monotonic()
+    played: list[EpisodeResult] = []
+    bar = tqdm(
+        total=len(planned),
+        initial=len(done),
+        unit="ep",
+        file=sys.stderr,
+        disable=not settings.show_progress,
+        mininterval=0.2 if sys.stderr.isatty() else 20.0,
+        dynamic_ncols=True,
+    )
+    with bar, logging_redirect_tqdm(), closing(engine.run(todo)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, Missing):
+                missing.append(outcome)
+                log.error("%s has no row: %s", outcome.key.name(), outcome.detail)
+                continue
+            ledger.append(outcome)
+            played.append(outcome)
+            won += outcome.outcome == "success"
+            bar.set_postfix_str(f"{won} of {len(done) + len(played)} succeeded", refresh=False)
+            bar.update()
+    if played:
+        ledger.note_session(
+            {
+                "wall_s": round(time.monotonic() - started, 3),
+                "episodes": len(played),
+                "control_steps": sum(row.n_steps for row in played),
+            }
+        )
+    return missing
+
+
+def _listed(problems: list[str]) -> str:
+    return f"{len(problems)} settings cannot be used:\n  " + "\n  ".join(problems)

@@ -1,0 +1,106 @@
+"""What the inference loop and a simulator process say to each other over their pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vega_policy.spec import (
+    ActionChunk,
+    ActionSpec,
+    EpisodeKey,
+    EpisodeResult,
+    Observation,
+    Simulator,
+)
+
+VideoMode = Literal["chunks", "all", "none"]
+"""``chunks``: the frames the policy saw; ``all``: every control step is rendered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """First message to a worker: all it needs to know for its life."""
+
+    make_simulator: Callable[..., Simulator]
+    """Called with ``suite=`` and ``task_id=``. It travels by pickle, so it is a module-level
+    function or class, or a `functools.partial` of one; the worker imports its module."""
+    action_spec: ActionSpec
+    """What the policy's numbers mean; the simulator must mean the same."""
+    run_dir: Path
+    """Videos and gate maps go below it."""
+    n_execute: int | None = None
+    """Actions applied per inference; None is the whole chunk."""
+    max_steps: int | None = None
+    """Step limit; None is the benchmark's."""
+    video: VideoMode = "chunks"
+    cameras: tuple[str, ...] = ()
+    """Cameras side by side in the videos."""
+    draw_gate: bool = True
+    """Add a row with the gate maps over the camera images."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """To a worker: play this episode."""
+
+    key: EpisodeKey
+    attempt: int
+    """1 for the first try."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """To a worker: the chunk it asked for."""
+
+    chunk: ActionChunk
+
+
+@dataclass(frozen=True)
+class Faulted:
+    """To a worker: the policy failed on its observation."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """To a worker: there is no more to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """From a worker: what to do now?"""
+
+    observation: Observation
+    chunk_index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """From a worker: the episode is over."""
+
+    result: EpisodeResult
+
+
+@dataclass(frozen=True)
+class Broken:
+    """From a worker, its last word: the simulator raised."""
+
+    detail: str
+    is_contract: bool
+    """The user has to act first; trying again is useless."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An episode without a row: the simulator broke every time it was tried."""
+
+    key: EpisodeKey
+    detail: str
+
+
+ToWorker = Run | Answer | Faulted | Stop
+FromWorker = Ask | Done | Broken

@@ -1,0 +1,84 @@
+"""Where numbers came from: versions, checkpoint hash, host."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+PACKAGES = ("vega-policy", "mujoco", "robosuite", "torch", "transformers", "diffusers", "numpy")
+"""Distributions whose version may change a result."""
+
+
+def versions() -> dict[str, str]:
+    """Return the installed version of each of `PACKAGES`, "absent" where there is none."""
+    found: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def commit() -> str:
+    """Return the git commit of this checkout, with "+" when files differ; "" outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        answer = subprocess.run(  # noqa: S603
+            ["git", *arguments],  # noqa: S607
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        return answer.stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def checkpoint_sha256(directory: Path) -> str:
+    """Return one hash over the names and bytes of a checkpoint's files.
+
+    The model card does not count: writing measured results into it leaves the policy what it was.
+    Costs about a second per gigabyte.
+    """
+    digest = hashlib.sha256()
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.suffix.lower() != ".md")
+    for path in files:
+        name = path.relative_to(directory).as_posix()
+        if any(part.startswith((".", "__")) for part in Path(name).parts):
+            continue
+        with path.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def host() -> dict[str, str | int]:
+    """Describe the machine for the report; nothing here may change a result."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

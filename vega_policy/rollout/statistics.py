@@ -1,0 +1,94 @@
+"""How sure a success rate is: Wilson intervals, per task and in total. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist, fmean
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vega_policy.spec import EpisodeResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """Episodes that are counted together."""
+
+    episodes: int
+    successes: int
+    policy_faults: int
+    """Episodes in which the policy raised or returned an invalid chunk; they count as episodes
+    without success."""
+    interval: tuple[float, float]
+    """95 % Wilson interval of the success rate; (0, 1) where there is no episode."""
+    mean_steps_success: float | None
+    """Control steps of the successful episodes; None where there is none."""
+    mean_steps: float | None
+    """Control steps of all episodes; None where there is none."""
+
+    @property
+    def rate(self) -> float | None:
+        """Share of successes; None without episodes."""
+        return self.successes / self.episodes if self.episodes else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a ledger says."""
+
+    total: Tally
+    tasks: dict[int, Tally]
+    """By task number, ascending."""
+
+
+def wilson(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of a share (Wilson 1927, without continuity correction).
+
+    Unlike the textbook interval it stays inside [0, 1] and has width at 0 of n and n of n.
+
+    Raises:
+        ValueError: There are more successes than trials, or a negative number.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}")
+    if n == 0:
+        return (0.0, 1.0)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # At the ends the bound is exactly 0 or 1; rounding would leave 1e-17.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return (low, high)
+
+
+def tally(results: Sequence[EpisodeResult]) -> Tally:
+    """Count episodes."""
+    won = [r for r in results if r.outcome == "success"]
+    return Tally(
+        episodes=len(results),
+        successes=len(won),
+        policy_faults=sum(r.outcome == "policy_fault" for r in results),
+        interval=wilson(len(won), len(results)),
+        mean_steps_success=fmean(r.n_steps for r in won) if won else None,
+        mean_steps=fmean(r.n_steps for r in results) if results else None,
+    )
+
+
+def summarise(results: Iterable[EpisodeResult], *, task_ids: Iterable[int] = ()) -> Summary:
+    """Count episodes per task and in total.
+
+    Args:
+        results: The rows of a ledger.
+        task_ids: Tasks that get a row even if no episode of theirs is there yet.
+    """
+    rows = list(results)
+    ids = sorted({*task_ids, *(r.key.task_id for r in rows)})
+    return Summary(
+        total=tally(rows),
+        tasks={t: tally([r for r in rows if r.key.task_id == t]) for t in ids},
+    )

@@ -1,0 +1,290 @@
+"""A simulator process: plays the episodes it is told to, asks the inference loop what to do.
+
+It is started by `vega_policy.rollout.engine` as ``python -c "... main(<pipe>)"`` with its own
+environment variables, so that thread counts are set before NumPy is imported, and it imports
+neither torch nor the policy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vega_policy.control import OpenLoop
+from vega_policy.rollout.gate_map import GateTrace
+from vega_policy.rollout.ledger import GATES, VIDEOS
+from vega_policy.rollout.messages import (
+    Answer,
+    Ask,
+    Broken,
+    Done,
+    Faulted,
+    FromWorker,
+    Run,
+    Stop,
+    ToWorker,
+    WorkerSettings,
+)
+from vega_policy.rollout.video import CHUNK_FPS, film, write_mp4
+from vega_policy.spec import (
+    CAMERAS,
+    ContractError,
+    EpisodeKey,
+    EpisodeResult,
+    Observation,
+    Outcome,
+    PolicyFault,
+)
+
+if TYPE_CHECKING:
+    from vega_policy.spec import ActionChunk, Simulator
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Plays episodes over a pipe; keeps the simulator while the task stays the same."""
+
+    def __init__(self, *, pipe: Connection[FromWorker, ToWorker], settings: WorkerSettings) -> None:
+        self._pipe = pipe
+        self._settings = settings
+        self._schedule = OpenLoop(spec=settings.action_spec, n_execute=settings.n_execute)
+        self._simulator: Simulator | None = None
+        self._task: tuple[str, int] | None = None
+
+    def serve(self) -> None:
+        """Play what is asked for until told to stop.
+
+        Raises:
+            EOFError: The inference loop is gone.
+        """
+        while isinstance(message := self._pipe.recv(), Run):
+            try:
+                result = self.play(message.key, attempt=message.attempt)
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                raise
+            except ContractError as error:
+                self._pipe.send(Broken(str(error), is_contract=True))
+                return
+            except Exception as error:
+                log.exception("episode %s", message.key.name())
+                detail = traceback.format_exception_only(error)[-1].strip()
+                self._pipe.send(Broken(detail, is_contract=False))
+                return
+            self._pipe.send(Done(result))
+        if self._simulator is not None:
+            self._simulator.close()
+
+    def play(self, key: EpisodeKey, *, attempt: int) -> EpisodeResult:
+        """Play one episode from reset to its end and write its video and gate maps."""
+        started = time.perf_counter()
+        simulator = self._simulator_for(key)
+        built_s = time.perf_counter() - started
+        settings = self._settings
+        limit = simulator.max_steps if settings.max_steps is None else settings.max_steps
+        episode = _Recorder(every_step=settings.video == "all")
+        observation, _ = simulator.reset(
+            seed=key.seed, options={"init_state_id": key.init_state_id}
+        )
+        episode.see(observation)
+        outcome: Outcome = "failure"
+        detail = ""
+        while episode.n_steps < limit:
+            chunk, detail = self._ask(observation, simulator, episode)
+            if chunk is None:
+                outcome = "policy_fault"
+                break
+            try:
+                actions = self._schedule.actions(chunk, n_left=limit - episode.n_steps)
+            except PolicyFault as error:
+                outcome, detail = "policy_fault", str(error)
+                break
+            observation, succeeded, is_over = episode.apply(simulator, chunk, actions)
+            if succeeded:
+                outcome = "success"
+            if succeeded or is_over:
+                break
+        state = np.ascontiguousarray(simulator.sim_state(), dtype=np.float64)
+        # Videos are written before the row exists: a row promises its files.
+        files = self._write(key, episode, outcome)
+        wall_s = time.perf_counter() - started
+        return EpisodeResult(
+            key=key,
+            outcome=outcome,
+            n_steps=episode.n_steps,
+            n_chunks=episode.n_chunks,
+            state_sha256=hashlib.sha256(state.tobytes()).hexdigest(),
+            wall_s=round(wall_s, 4),
+            instruction=simulator.instruction,
+            detail=detail,
+            info={
+                **files,
+                "gate_mean": episode.gate_mean(),
+                # What depends on the machine and the moment, kept apart from what does not.
+                "run": {
+                    "attempt": attempt,
+                    "build_s": round(built_s, 4),
+                    "simulate_s": round(episode.simulate_s, 4),
+                    "wait_ms": [round(ms, 2) for ms in episode.wait_ms],
+                    "policy_ms": [
+                        {k: round(float(v), 2) for k, v in t.items()} for t in episode.policy_ms
+                    ],
+                },
+            },
+        )
+
+    def _simulator_for(self, key: EpisodeKey) -> Simulator:
+        """Return the task's simulator; building one costs seconds and gigabytes, so one is kept."""
+        task = (key.suite, key.task_id)
+        if self._simulator is not None and self._task == task:
+            return self._simulator
+        if self._simulator is not None:
+            self._simulator.close()
+            self._simulator = None
+        simulator = self._settings.make_simulator(suite=key.suite, task_id=key.task_id)
+        problems = self._settings.action_spec.disagreements(
+            simulator.action_spec, ours="the policy", theirs="the simulator"
+        )
+        if problems:
+            raise ContractError("policy and simulator disagree: " + "; ".join(problems))
+        self._simulator, self._task = simulator, task
+        return simulator
+
+    def _ask(
+        self, observation: Mapping[str, Any], simulator: Simulator, episode: _Recorder
+    ) -> tuple[ActionChunk | None, str]:
+        started = time.perf_counter()
+        question = Observation(
+            images={c: np.asarray(observation[c]) for c in CAMERAS},
+            proprio=np.asarray(observation["proprio"], dtype=np.float32),
+            instruction=simulator.instruction,
+        )
+        self._pipe.send(Ask(question, episode.n_chunks))
+        match self._pipe.recv():
+            case Answer(chunk):
+                episode.wait_ms.append(1000 * (time.perf_counter() - started))
+                return chunk, ""
+            case Faulted(detail):
+                return None, detail
+            case Run() | Stop() as other:
+                raise RuntimeError(f"asked for a chunk, got {other!r}")
+
+    def _write(self, key: EpisodeKey, episode: _Recorder, outcome: Outcome) -> dict[str, str]:
+        settings = self._settings
+        files: dict[str, str] = {}
+        trace = GateTrace.of(
+            [g for g in episode.chunk_gates if g is not None], episode.chunk_images
+        )
+        if trace is not None:
+            files["gates"] = f"{GATES}/{key.name()}.npz"
+            trace.save(settings.run_dir / files["gates"])
+        if settings.video != "none":
+            files["video"] = f"{VIDEOS}/{key.name()}.mp4"
+            frames = film(
+                episode.images,
+                episode.gates,
+                cameras=settings.cameras or CAMERAS,
+                outcome=outcome,
+                draw_gate=settings.draw_gate,
+            )
+            rate_hz = settings.action_spec.rate_hz
+            fps = round(rate_hz) if settings.video == "all" else CHUNK_FPS
+            write_mp4(settings.run_dir / files["video"], frames, fps=fps)
+        return files
+
+
+@dataclass(eq=False)
+class _Recorder:
+    """What is kept of an episode while it runs."""
+
+    every_step: bool
+    images: list[dict[str, NDArray[np.uint8]]] = field(default_factory=list)
+    """Frames of the video."""
+    gates: list[Mapping[str, NDArray[np.float32]] | None] = field(default_factory=list)
+    """One per frame: the gate of the inference that led to it; the first frame has the first."""
+    chunk_images: list[dict[str, NDArray[np.uint8]]] = field(default_factory=list)
+    chunk_gates: list[Mapping[str, NDArray[np.float32]] | None] = field(default_factory=list)
+    policy_ms: list[Mapping[str, float]] = field(default_factory=list)
+    wait_ms: list[float] = field(default_factory=list)
+    simulate_s: float = 0.0
+    n_steps: int = 0
+    n_chunks: int = 0
+
+    def see(self, observation: Mapping[str, Any]) -> None:
+        """Keep the images of an observation as the next frame of the video."""
+        self.images.append({c: np.asarray(observation[c], dtype=np.uint8) for c in CAMERAS})
+        self.gates.append(self.chunk_gates[-1] if self.chunk_gates else None)
+
+    def apply(
+        self, simulator: Simulator, chunk: ActionChunk, actions: NDArray[np.float32]
+    ) -> tuple[dict[str, Any], bool, bool]:
+        """Apply actions; return the observation, whether the task succeeded and whether it ended.
+
+        One call per chunk renders one picture; one call per action renders them all, and moves
+        the simulator just the same.
+        """
+        self.chunk_images.append(self.images[-1])
+        self.chunk_gates.append(chunk.gate)
+        # The picture the policy saw carries the gate it answered with.
+        self.gates[-1] = chunk.gate
+        self.policy_ms.append(chunk.timing_ms)
+        self.n_chunks += 1
+        started = time.perf_counter()
+        observation: dict[str, Any] = {}
+        succeeded = is_over = False
+        for part in np.split(actions, len(actions)) if self.every_step else [actions]:
+            observation, _, succeeded, is_over, info = simulator.step_chunk(part)
+            self.n_steps += int(info["n_steps"])
+            self.see(observation)
+            if succeeded or is_over:
+                break
+        self.simulate_s += time.perf_counter() - started
+        return observation, bool(succeeded), bool(is_over)
+
+    def gate_mean(self) -> dict[str, list[float]]:
+        """Return the mean gate per camera at every inference; empty without a gate."""
+        gates = [g for g in self.chunk_gates if g is not None]
+        cameras = list(gates[0]) if gates else []
+        return {c: [round(float(np.mean(g[c])), 5) for g in gates] for c in cameras}
+
+
+def main(descriptor: int) -> None:
+    """Serve on an inherited pipe until told to stop or until the other side is gone."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
+    # Ctrl-C reaches the whole process group; the inference loop decides when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
+    pipe: Connection[Any, Any] = Connection(descriptor)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            settings: WorkerSettings = pipe.recv()
+        except (ImportError, AttributeError) as error:
+            detail = f"the simulator cannot be imported in its process: {error}"
+            pipe.send(Broken(detail, is_contract=True))
+            return
+        Worker(pipe=pipe, settings=settings).serve()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, even while a simulator call hangs."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

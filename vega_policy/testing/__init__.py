@@ -1,0 +1,1 @@
+"""Doubles that users and tests can import."""
