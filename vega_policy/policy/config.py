@@ -4,6 +4,7 @@
 OpenVLA-OFT checkpoints and of Wan2.1-T2V-1.3B. Both are the same classes.
 """
 
+# ruff: noqa: ANN401
 from __future__ import annotations
 
 import dataclasses

@@ -5,6 +5,8 @@ Shape legend: ``b`` batch, ``v`` views (cameras), ``n`` tokens of one view, ``l`
 of the prior, ``d`` width of the language model.
 """
 
+# pyright: reportCallIssue=false
+# ruff: noqa: ANN401
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -21,8 +23,7 @@ from vega_policy.vision.stream import VisionStream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from typing_extensions import Self
+    from typing import Self
 
     from vega_policy.policy.config import LanguageConfig, PolicyConfig
     from vega_policy.vision.prior import WanPrior, ZeroPrior
@@ -77,11 +78,22 @@ class VegaModel(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
         super()._apply(fn, recurse)
+        self._restore_frequencies()
+        return self
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Cast every weight but the frozen prior's, whose features must not change."""
+        vision = [m for name, m in self.vision.named_children() if name != "prior"]
+        for module in (*vision, self.proprio, self.language, self.head):
+            module.to(dtype)
+        self._restore_frequencies()
+
+    def _restore_frequencies(self) -> None:
+        """Undo what a cast does to the rotary frequencies: at late positions it costs 0.6 rad."""
         rotary = self.language.rotary_emb
-        if rotary.inv_freq.dtype != torch.float32:  # a cast has rounded the frequencies
+        if rotary.inv_freq.dtype != torch.float32:
             fresh = LlamaRotaryEmbedding(self.language.config)
             self.language.rotary_emb = fresh.to(rotary.inv_freq.device)
-        return self
 
     @property
     def prior(self) -> WanPrior | ZeroPrior:

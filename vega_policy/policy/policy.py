@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vega_policy.policy.config import PolicyConfig
 from vega_policy.policy.model import ModelOutput, VegaModel
 from vega_policy.policy.processor import Inputs, Processor
 from vega_policy.policy.statistics import DatasetStatistics, choose_key
@@ -25,12 +24,12 @@ from vega_policy.vision.prior import build_prior
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+    from typing import Self
 
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
-    from typing_extensions import Self
 
-    from vega_policy.policy.config import ImageTransform
+    from vega_policy.policy.config import ImageTransform, PolicyConfig
     from vega_policy.spec import Observation
 
 

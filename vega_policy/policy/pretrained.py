@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -21,13 +21,12 @@ from transformers import PreTrainedTokenizerFast
 
 import vega_policy
 from vega_policy.policy.config import PolicyConfig
-from vega_policy.policy.model import PRIOR_PREFIX, VegaModel
+from vega_policy.policy.model import VegaModel
 from vega_policy.policy.policy import VegaPolicy
 from vega_policy.policy.statistics import load_statistics, save_statistics
 from vega_policy.spec import ActionSpec, CheckpointError, ContractError
 from vega_policy.spec.names import nearest
 from vega_policy.vision.prior import WanPrior, ZeroPrior, build_prior
-from vega_policy.vision.prior.wan import PROMPT_FILE
 
 if TYPE_CHECKING:
     from vega_policy.policy.config import ImageTransform
@@ -86,9 +85,9 @@ def from_pretrained(
         model = VegaModel(config, prior=prior)
     model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
     if dtype is not None:
-        _cast(model, dtype)
+        model.cast(dtype)
     policy = VegaPolicy(
-        model=model.eval().requires_grad_(False),  # noqa: FBT003
+        model=model.eval(),
         tokenizer=tokenizer,
         statistics=statistics,
         unnorm_key=unnorm_key,
@@ -260,18 +259,8 @@ def _weight_problems(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[
     return problems
 
 
-def _cast(model: VegaModel, dtype: torch.dtype) -> None:
-    """Cast every weight but the prior's."""
-    prior: Any = model.vision.prior
-    model.vision.prior = torch.nn.Identity()
-    model.to(dtype)
-    model.vision.prior = prior
-
-
 __all__ = [
     "ASSETS",
-    "PRIOR_PREFIX",
-    "PROMPT_FILE",
     "from_pretrained",
     "known_checkpoints",
     "load_config",

@@ -6,13 +6,11 @@ proprioception.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,6 +18,9 @@ from vega_policy.policy.tokenizer import prompt_of
 from vega_policy.spec import ContractError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
     from vega_policy.policy.config import ImageTransform, PolicyConfig

@@ -7,10 +7,9 @@ proprioception.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,9 @@ from numpy.typing import NDArray
 from vega_policy.spec import CheckpointError
 from vega_policy.spec.files import write_atomic
 from vega_policy.spec.names import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Floats = NDArray[np.float64]
 _FIELDS = ("mean", "std", "min", "max", "q01", "q99", "mask")

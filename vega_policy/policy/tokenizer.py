@@ -6,13 +6,15 @@ training sentences one token each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from vega_policy.policy.model import BOS, EOS, PAD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _SPECIAL = {PAD: "<pad>", BOS: "<s>", EOS: "</s>"}
 

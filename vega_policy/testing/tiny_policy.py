@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,11 @@ from vega_policy.spec import Observation
 from vega_policy.vision.prior import PriorConfig, WanDims
 from vega_policy.vision.semantic import SemanticConfig
 from vega_policy.vision.stream import ProjectorConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 INSTRUCTIONS = (
     "pick up the milk and place it in the basket",
@@ -103,9 +108,7 @@ def tiny_observation(seed: int = 0, *, image_px: int = 32, instruction: str = ""
 
 
 def _bounds(
-    low: np.ndarray[tuple[int], np.dtype[np.float64]],
-    high: np.ndarray[tuple[int], np.dtype[np.float64]],
-    masked_out: int | None = None,
+    low: NDArray[np.float64], high: NDArray[np.float64], masked_out: int | None = None
 ) -> Bounds:
     mask = np.ones(len(low), dtype=bool)
     if masked_out is not None:

@@ -4,6 +4,7 @@ Shape legend: ``b`` batch, ``h`` heads, ``q``/``k`` tokens, ``e`` channels of a 
 """
 
 # pyright: basic
+# ruff: noqa: ANN401
 from __future__ import annotations
 
 from typing import Any

@@ -4,6 +4,7 @@ Shape legend: ``b`` batch, ``v`` views (cameras), ``n`` tokens of one view, ``h`
 ``c`` channels of both towers together.
 """
 
+# pyright: basic, reportCallIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from dataclasses import dataclass, field

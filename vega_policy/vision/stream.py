@@ -112,16 +112,17 @@ class VisionStream(nn.Module):
             ValueError: Cached features have the wrong shape, or keyed noise has no keys.
         """
         semantic = self.semantic_projector(self.semantic(pixels)).flatten(1, 2)
-        if prior_features is None:
-            prior_features = self.prior_features(pixels, keys=self._keys(keys, pixels.shape[0]))
+        features = prior_features
+        if features is None:
+            features = self.prior_features(pixels, keys=self._keys(keys, pixels.shape[0]))
         expected = (*pixels.shape[:2], self.n_tokens, self.config.prior.width)
-        if prior_features.shape != expected:
+        if features.shape != expected:
             raise ValueError(
-                f"prior features are {tuple(prior_features.shape)}, expected {expected}; "
+                f"prior features are {tuple(features.shape)}, expected {expected}; "
                 "make the cache anew with this policy's prior"
             )
         dtype = self.semantic_projector.fc1.weight.dtype
-        prior = self.prior_projector(prior_features.to(dtype)).flatten(1, 2)
+        prior = self.prior_projector(features.to(dtype)).flatten(1, 2)
         return self.fusion(semantic, prior)
 
     def _keys(self, keys: Sequence[int] | None, n: int) -> Sequence[int]:

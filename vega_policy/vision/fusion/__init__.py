@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from vega_policy.spec.names import require_name
 from vega_policy.vision.fusion.fused import Fused
 from vega_policy.vision.fusion.residual import ResidualFusion
 from vega_policy.vision.fusion.semantic import SemanticOnlyFusion
 from vega_policy.vision.fusion.token_gate import TokenGateFusion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
 
 _RULES: dict[str, Callable[..., nn.Module]] = {
     "token_gate": TokenGateFusion,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vega_policy.spec.names import require_name
 from vega_policy.vision.prior.config import PRIORS, Prior, PriorConfig, WanDims
 from vega_policy.vision.prior.wan import WanPrior
 from vega_policy.vision.prior.zero import ZeroPrior
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def build_prior(

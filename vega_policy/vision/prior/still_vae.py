@@ -8,7 +8,9 @@ they do so five times faster on a CPU. Gradients flow, so the VAE is also traine
 Shape legend: ``f`` frames, ``z`` latent channels, ``H, W`` image size, ``h, w`` = ``H / 8, W / 8``.
 """
 
-# pyright: basic
+# pyright: basic, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportPrivateUsage=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

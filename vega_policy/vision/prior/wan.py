@@ -4,7 +4,9 @@ Shape legend: ``b`` batch, ``v`` views (cameras), ``f`` frames (``b * v``), ``n`
 view, ``c`` width of the transformer, ``z`` latent channels, ``h``/``w`` latent height and width.
 """
 
-# pyright: basic
+# pyright: basic, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false
+# ruff: noqa: ANN401
 from __future__ import annotations
 
 import hashlib
@@ -18,14 +20,15 @@ from torch.nn import functional
 
 from vega_policy.spec.errors import CheckpointError
 from vega_policy.spec.files import atomic_path
-from vega_policy.vision.prior.config import PriorConfig, WanDims
 from vega_policy.vision.prior.still_vae import encode_stills
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Self
 
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
-    from typing_extensions import Self
+
+    from vega_policy.vision.prior.config import PriorConfig, WanDims
 
 PROMPT_FILE = "empty_prompt.safetensors"
 PROMPT_KEY = "prompt_embeds"
@@ -78,7 +81,7 @@ class WanPrior(nn.Module):
         self.transformer = transformer
         self.prompt = prompt.detach().float().cpu().clone()
         self._constants: tuple[Tensor, Tensor] | None = None
-        self.requires_grad_(False)
+        self.requires_grad_(requires_grad=False)
         self.eval()
 
     @classmethod
@@ -110,7 +113,7 @@ class WanPrior(nn.Module):
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002, FBT001, FBT002
         """Stay in evaluation mode, whatever the model around does."""
-        return super().train(False)
+        return super().train(mode=False)
 
     @torch.no_grad()
     def features(self, frames: Tensor, *, keys: Sequence[int]) -> Tensor:
@@ -193,7 +196,11 @@ class WanPrior(nn.Module):
         model = self.transformer
         weight = model.patch_embedding.weight
         cached = self._constants
-        if cached is not None and cached[0].device == weight.device and cached[0].dtype == weight.dtype:
+        if (
+            cached is not None
+            and cached[0].device == weight.device
+            and cached[0].dtype == weight.dtype
+        ):
             return cached
         prompt = self.prompt
         missing = self.config.prompt_tokens - prompt.shape[0]
@@ -275,7 +282,9 @@ def load_wan(
 
     folder = Path(path)
     parts = (folder / "vae" / "config.json", folder / "transformer" / "config.json")
-    missing = [str(p.relative_to(folder)) for p in (*parts, folder / PROMPT_FILE) if not p.is_file()]
+    missing = [
+        str(p.relative_to(folder)) for p in (*parts, folder / PROMPT_FILE) if not p.is_file()
+    ]
     if missing:
         raise CheckpointError(
             f"{folder} is not a prior: {', '.join(missing)} missing; expected a diffusers directory "

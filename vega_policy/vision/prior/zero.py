@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from vega_policy.vision.prior.config import PriorConfig
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vega_policy.vision.prior.config import PriorConfig
 
 
 class ZeroPrior(nn.Module):
