@@ -12,11 +12,13 @@ text. So a default says what a setting is; one that may be text or a list starts
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import logging
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -73,6 +75,7 @@ def run(
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if "-h" in arguments or "--help" in arguments:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `--help | head`
             print(help_text(config_name, config_dir=config_dir))
             sys.exit(0)
         overrides = [argument for argument in arguments if argument != "--cfg"]
@@ -113,19 +116,22 @@ def load_config(
         ContractError: An argument is no ``key=value``, names no setting or option, or its value
             has another type than the default.
     """
-    groups = find_groups(config_dir)
+    groups = find_groups(config_name, config_dir=config_dir)
     overrides = [_parse(argument) for argument in arguments]
     choices = [override for override in overrides if override.key_or_group in groups]
     settings = [override for override in overrides if override.key_or_group not in groups]
     for choice in choices:
         group = choice.key_or_group
-        require_name(str(choice.value()), groups[group], what=f"option of {group}")
+        require_name(str(choice.value()), groups[group], what=group)
     base = _compose(config_name, choices, config_dir=config_dir)
     known = [key for key, _ in _nodes(base)]
     for setting in settings:
         for key in _keys_of(setting.key_or_group, setting.value()):
             _require_key(key, [*known, *groups])
-    composed = _compose(config_name, overrides, config_dir=config_dir)
+    composed = copy.deepcopy(base)
+    for setting in settings:
+        # Not left to Hydra, which takes every key with the name of a folder for a group.
+        OmegaConf.update(composed, setting.key_or_group, setting.value(), merge=True)
     for setting in settings:
         _keep_types(setting, base, composed)
     missing = [key for key, value in _nodes(composed) if value == "???"]
@@ -138,25 +144,31 @@ def load_config(
     return {str(key): value for key, value in dict(plain).items()}  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-def find_groups(config_dir: Path) -> dict[str, list[str]]:
-    """Return the options of every group: the YAML files in each folder of ``config_dir``."""
-    groups: dict[str, list[str]] = {}
-    for file in sorted(config_dir.rglob("*.yaml")):
-        group = file.parent.relative_to(config_dir).as_posix()
-        if group != ".":
-            groups.setdefault(group, []).append(file.stem)
-    return groups
+def find_groups(config_name: str, *, config_dir: Path = CONFIG_DIR) -> dict[str, list[str]]:
+    """Return the groups this configuration chooses from, each with its options.
+
+    A folder that it does not choose from is not among them, so that a plain setting may have the
+    name of another script's group.
+    """
+    with_choices = _compose(config_name, [], config_dir=config_dir, is_with_hydra=True)
+    groups = [str(group) for group in with_choices.hydra.runtime.choices]
+    return {
+        group: sorted(file.stem for file in (config_dir / group).glob("*.yaml"))
+        for group in groups
+        if not group.startswith("hydra/")
+    }
 
 
 def help_text(config_name: str, *, config_dir: Path = CONFIG_DIR) -> str:
     """Return the usage, the groups with their options, and the default configuration."""
     script = sys.modules["__main__"]
     base = _compose(config_name, [], config_dir=config_dir)
+    groups = find_groups(config_name, config_dir=config_dir)
     parts = [
         *([script.__doc__.strip(), ""] if script.__doc__ else []),
         USAGE.format(script=Path(sys.argv[0]).as_posix()),
         "groups:",
-        *(f"  {group}: {', '.join(names)}" for group, names in find_groups(config_dir).items()),
+        *(f"  {group}: {', '.join(names)}" for group, names in groups.items()),
         "",
         "settings and their defaults:",
         *(f"  {line}" for line in OmegaConf.to_yaml(base).splitlines()),
@@ -192,10 +204,17 @@ def _parse(argument: str) -> Override:
     return override
 
 
-def _compose(config_name: str, overrides: Sequence[Override], *, config_dir: Path) -> DictConfig:
+def _compose(
+    config_name: str,
+    overrides: Sequence[Override],
+    *,
+    config_dir: Path,
+    is_with_hydra: bool = False,
+) -> DictConfig:
+    lines = [str(override.input_line) for override in overrides]
     try:
         with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
-            return compose(config_name, [str(override.input_line) for override in overrides])
+            return compose(config_name, lines, return_hydra_config=is_with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise ContractError(_first_line(error)) from error
 

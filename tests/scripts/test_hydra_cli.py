@@ -29,7 +29,7 @@ rollout:
 """,
     "configs/arm/left.yaml": "side: left\nreach_m: 0.8\n",
     "configs/arm/right.yaml": "side: right\nreach_m: 0.7\n",
-    "configs/needy.yaml": "checkpoint: ???\n",
+    "configs/needy.yaml": "arm: none\ncheckpoint: ???\n",
     "toy.py": """
 \"\"\"A toy script.\"\"\"
 import logging, os, signal, sys
@@ -181,7 +181,13 @@ def test_setting_without_default_is_asked_for(toy):
         2,
         "error: checkpoint has no default; add checkpoint=VALUE\n",
     )
-    assert result_of(toy("checkpoint=a/b", config="needy"))["config"] == {"checkpoint": "a/b"}
+    assert result_of(toy("checkpoint=a/b", config="needy"))["config"]["checkpoint"] == "a/b"
+
+
+def test_plain_setting_may_have_the_name_of_a_group_it_does_not_choose_from(hydra_cli, folder):
+    arguments = ["arm=both", "checkpoint=x"]
+    config = hydra_cli.load_config("needy", arguments, config_dir=folder / "configs")
+    assert config == {"arm": "both", "checkpoint": "x"}
 
 
 @pytest.mark.parametrize(
