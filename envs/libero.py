@@ -19,6 +19,11 @@ SETTLING_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float64)
 """Applied while the objects come to rest, before the policy sees anything."""
 
 
+_N_JOINTS = 7
+_JOINT_NOISE_RAD = 0.02
+"""Standard deviation of the arm's joints over LIBERO's evaluation states (0.021 to 0.025)."""
+
+
 class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
     """One LIBERO task, 20 Hz, both cameras upright, proprioception of 8 numbers.
 
@@ -93,7 +98,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
         self.simulation.seed(0 if seed is None else seed)
         self.simulation.reset(index=index)
         if is_sampled:
-            self.simulation.set_state(self.simulation.state())
+            self.simulation.set_state(self._sampled_state(seed=seed or 0, index=index))
         else:
             states = init_states(self.task.suite, self.task.task_id)
             if not 0 <= state_id < len(states):
@@ -106,6 +111,13 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
             self.simulation.step(SETTLING_ACTION)
         self._n_steps = 0
         return self._observe(), {"instruction": self.instruction}
+
+    def _sampled_state(self, *, seed: int, index: int) -> NDArray[np.float64]:
+        """Keep the placement of the reset and move the arm as LIBERO's published states do."""
+        state = self.simulation.state()
+        noise = np.random.default_rng([seed, index]).normal(0.0, _JOINT_NOISE_RAD, _N_JOINTS)
+        state[1 : 1 + _N_JOINTS] += noise
+        return state
 
     def step(
         self, action: NDArray[Any]

@@ -80,6 +80,11 @@ class LiberoSimulation:
             the same up to the solver's warm start (one forward pass less at each reset).
     """
 
+    placement: NDArray[np.float64]
+    """The state this episode was started from, before the settling steps."""
+    sample: Sample
+    """What the sensors saw at the last sampling moment."""
+
     def __init__(self, task: Task, *, render: bool = True) -> None:
         self.task = task
         self.renders = render
@@ -177,7 +182,8 @@ class LiberoSimulation:
                 "it belongs to another task or another LIBERO version"
             )
         env = self._env
-        env.sim.set_state_from_flattened(np.asarray(state, dtype=np.float64))
+        self.placement = np.array(state, dtype=np.float64)
+        env.sim.set_state_from_flattened(self.placement)
         env.sim.forward()
         env._check_success()
         env._post_process()

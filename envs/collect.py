@@ -1,0 +1,289 @@
+"""Collect demonstrations of a suite in parallel, so that a kill loses at most what was in hand.
+
+Each attempt ends as one small file of its own: the demonstration, or a note that the expert
+failed. What is there is never made again; the task files are merged from the parts at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import queue
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from envs.suites import Task, get_task, tasks
+from vega_policy.data.progress import Progress
+from vega_policy.spec import ContractError, EnvFault
+from vega_policy.spec.episode import EpisodeKey
+from vega_policy.spec.files import write_atomic
+
+_log = logging.getLogger(__name__)
+_MAX_RESTARTS = 5
+_WORKER_ENVIRONMENT = {
+    # One thread per simulator: there are as many simulators as cores. The BLAS kernel is named
+    # because its rounding decides the last bits of a trajectory.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "LP_NUM_THREADS": "0",
+}
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """What to collect."""
+
+    suite: str
+    data_dir: Path
+    """Task files go to ``<data_dir>/<suite>/``, parts to ``<data_dir>/<suite>/parts/``."""
+    task_ids: tuple[int, ...] = ()
+    """Empty means all."""
+    demos_per_task: int = 50
+    seed: int = 0
+    """Another seed draws other placements."""
+    camera_px: int = 128
+    workers: int = 2
+    disturbed: float = 0.7
+    """Share of the demonstrations in which the arm is pushed off its way."""
+    checkpoint: str | None = None
+    """A policy that drives first, so that the expert shows how to recover from its states."""
+    max_learner_chunks: int = 12
+    max_attempts_factor: float = 3.0
+    """A task is given up after this many attempts per wanted demonstration."""
+
+
+@dataclass(frozen=True)
+class TaskCount:
+    """How a task went."""
+
+    task_id: int
+    name: str
+    attempts: int
+    successes: int
+    mean_steps: float
+
+
+@dataclass(frozen=True)
+class CollectResult:
+    """What was collected."""
+
+    counts: tuple[TaskCount, ...]
+    files: tuple[Path, ...] = field(default=())
+
+
+def collect(settings: CollectSettings) -> CollectResult:
+    """Collect until every task has its demonstrations, then merge the task files.
+
+    Raises:
+        ContractError: Unknown suite or task, a number out of range, or the folder holds
+            demonstrations made with other settings.
+        EnvFault: Worker processes keep dying, or a task cannot be solved.
+    """
+    chosen = _check(settings)
+    _remember_settings(settings)
+    wanted = {task.task_id: settings.demos_per_task for task in chosen}
+    have = {task.task_id: len(_parts(settings, task)) for task in chosen}
+    open_tasks = [t for t in chosen if have[t.task_id] < wanted[t.task_id]]
+    if open_tasks:
+        _run_workers(settings, open_tasks, total=sum(wanted.values()), start=sum(have.values()))
+    files = tuple(_merge(settings, task) for task in chosen)
+    return CollectResult(counts=tuple(_count(settings, task) for task in chosen), files=files)
+
+
+def _check(settings: CollectSettings) -> list[Task]:
+    for name, value in (("demos_per_task", settings.demos_per_task), ("workers", settings.workers)):
+        if value < 1:
+            raise ContractError(f"{name} is {value}, expected at least 1")
+    if not 0.0 <= settings.disturbed <= 1.0:
+        raise ContractError(f"disturbed is {settings.disturbed}, expected a share in [0, 1]")
+    ids = settings.task_ids or tuple(range(len(tasks(settings.suite))))
+    return [get_task(settings.suite, i) for i in ids]
+
+
+def _folder(settings: CollectSettings) -> Path:
+    return settings.data_dir / settings.suite
+
+
+def _remember_settings(settings: CollectSettings) -> None:
+    """Refuse to mix demonstrations that were made differently in one folder."""
+    path = _folder(settings) / "parts" / "settings.json"
+    defining = ("suite", "seed", "camera_px", "disturbed", "checkpoint", "max_learner_chunks")
+    mine = {name: asdict(settings)[name] for name in defining}
+    if not path.is_file():
+        write_atomic(path, json.dumps(mine, indent=2))
+        return
+    theirs = json.loads(path.read_text())
+    wrong = [
+        f"{k} is {mine[k]!r} now, was {theirs.get(k)!r}" for k in mine if mine[k] != theirs.get(k)
+    ]
+    if wrong:
+        raise ContractError(
+            f"{path.parent} holds demonstrations made with other settings: {'; '.join(wrong)}; "
+            "choose another data_dir, or the same settings to continue"
+        )
+
+
+def _part_folder(settings: CollectSettings, task: Task) -> Path:
+    return _folder(settings) / "parts" / task.name
+
+
+def _parts(settings: CollectSettings, task: Task) -> list[Path]:
+    found = sorted(_part_folder(settings, task).glob("attempt_*.hdf5"))
+    return found[: settings.demos_per_task]
+
+
+def _run_workers(
+    settings: CollectSettings, open_tasks: Sequence[Task], *, total: int, start: int
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    os.environ.update({k: os.environ.get(k, v) for k, v in _WORKER_ENVIRONMENT.items()})
+    with (
+        context.Manager() as manager,
+        Progress(total, what="demonstrations", unit="demos", start=start) as progress,
+    ):
+        news: Any = manager.Queue()
+        left, restarts = [t.task_id for t in open_tasks], 0
+        while left:
+            try:
+                left = _run_pool(settings, left, news=news, progress=progress, context=context)
+            except BrokenProcessPool as error:
+                restarts += 1
+                if restarts > _MAX_RESTARTS:
+                    raise EnvFault(
+                        f"simulator processes died {restarts} times; the last one while collecting "
+                        f"tasks {left}; what is done is kept, run the same command to continue"
+                    ) from error
+                _log.warning("a simulator process died; its attempt is made again")
+
+
+def _run_pool(
+    settings: CollectSettings,
+    left: list[int],
+    *,
+    news: Any,  # noqa: ANN401
+    progress: Progress,
+    context: Any,  # noqa: ANN401
+) -> list[int]:
+    # One task per process: MuJoCo's textures and the GL context go with it.
+    with ProcessPoolExecutor(
+        settings.workers, mp_context=context, max_tasks_per_child=1
+    ) as pool:
+        running: set[Future[int]] = {
+            pool.submit(collect_task, settings, task_id, news) for task_id in left
+        }
+        while running:
+            done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            _report(news, progress)
+            for future in done:
+                left = [i for i in left if i != future.result()]
+    return left
+
+
+def _report(news: Any, progress: Progress) -> None:  # noqa: ANN401
+    while True:
+        try:
+            progress.update(1, note=news.get_nowait())
+        except queue.Empty:
+            return
+
+
+def collect_task(settings: CollectSettings, task_id: int, news: Any) -> int:  # noqa: ANN401
+    """Collect one task in this process; what earlier runs left is kept."""
+    from envs.expert.demonstrate import Disturbances, demonstrate  # noqa: PLC0415
+    from envs.libero import LiberoEnv  # noqa: PLC0415
+
+    task = get_task(settings.suite, task_id)
+    folder = _part_folder(settings, task)
+    learner = _load_learner(settings.checkpoint)
+    env = LiberoEnv(suite=settings.suite, task_id=task_id, camera_px=settings.camera_px)
+    limit = int(settings.demos_per_task * settings.max_attempts_factor) + 5
+    for k in range(limit):
+        if len(_parts(settings, task)) >= settings.demos_per_task:
+            break
+        part, failure = folder / f"attempt_{k:04d}.hdf5", folder / f"attempt_{k:04d}.failed.json"
+        if part.exists() or failure.exists():
+            continue
+        key = EpisodeKey(settings.suite, task_id, k, perturbation="demo", seed=settings.seed)
+        attempt = demonstrate(
+            env,
+            seed=key.digest() % 2**31,
+            disturbances=Disturbances(probability=settings.disturbed),
+            learner=learner,
+            max_learner_chunks=settings.max_learner_chunks,
+        )
+        if attempt.demo is None:
+            note = {"n_steps": attempt.n_steps, "time": time.time()}
+            write_atomic(failure, json.dumps(note))
+            continue
+        from vega_policy.data.libero_hdf5 import write_demo  # noqa: PLC0415
+
+        write_demo(part, attempt.demo)
+        news.put(f"task {task_id}: {attempt.n_steps} steps")
+    env.close()
+    if len(_parts(settings, task)) < settings.demos_per_task:
+        raise EnvFault(
+            f"{task.name}: {limit} attempts gave {len(_parts(settings, task))} demonstrations, "
+            f"wanted {settings.demos_per_task}; the expert cannot solve this task reliably"
+        )
+    return task_id
+
+
+def _load_learner(checkpoint: str | None) -> Any:  # noqa: ANN401
+    if checkpoint is None:
+        return None
+    import torch  # noqa: PLC0415
+
+    from vega_policy.policy import from_pretrained  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    policy = from_pretrained(checkpoint)
+    return lambda observation, key: policy.act([observation], keys=[key])[0].actions
+
+
+def _merge(settings: CollectSettings, task: Task) -> Path:
+    from vega_policy.data.libero_hdf5 import SUFFIX, TaskAttributes, merge_demos  # noqa: PLC0415
+
+    out = _folder(settings) / f"{task.name}{SUFFIX}"
+    bddl = Path(task.bddl_file)
+    attributes = TaskAttributes(
+        instruction=task.instruction,
+        problem_name="libero_floor_manipulation",
+        bddl_file_name=f"{bddl.parent.name}/{bddl.name}",
+        extra={"starts_from_evaluation_states": False, "seed": settings.seed},
+    )
+    merge_demos(_parts(settings, task), out, task=attributes)
+    return out
+
+
+def _count(settings: CollectSettings, task: Task) -> TaskCount:
+    import h5py  # noqa: PLC0415
+
+    from vega_policy.data.libero_hdf5 import ATTRIBUTES_KEY  # noqa: PLC0415
+
+    parts = _parts(settings, task)
+    last = int(parts[-1].stem.split("_")[1]) if parts else -1
+    failures = [
+        f
+        for f in _part_folder(settings, task).glob("attempt_*.failed.json")
+        if int(f.name.split("_")[1][:4]) <= last
+    ]
+    steps = []
+    for part in parts:
+        with h5py.File(part) as file:
+            attributes = file["data/demo_0"].attrs[ATTRIBUTES_KEY]
+            steps.append(json.loads(str(attributes))["n_steps_to_success"])
+    return TaskCount(
+        task_id=task.task_id,
+        name=task.name,
+        attempts=len(parts) + len(failures),
+        successes=len(parts),
+        mean_steps=float(sum(steps) / max(len(steps), 1)),
+    )

@@ -1,0 +1,55 @@
+"""Collect demonstrations with the scripted expert, in the layout of the public LIBERO files.
+
+python scripts/collect.py suite=libero_object collect.demos_per_task=50 data_dir=data/object
+python scripts/collect.py collect.checkpoint=runs/mine/policy data_dir=data/object-round2  # DAgger
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra_cli import run
+
+from envs.collect import CollectResult, CollectSettings, collect
+from vega_policy.rollout.statistics import wilson
+
+
+def main(config: dict[str, Any]) -> dict[str, Any]:
+    """Collect what the configuration describes."""
+    chosen = config["collect"]
+    settings = CollectSettings(
+        suite=config["suite"]["name"],
+        data_dir=Path(config["data_dir"]),
+        task_ids=tuple(chosen["tasks"] or ()),
+        demos_per_task=chosen["demos_per_task"],
+        seed=chosen["seed"],
+        camera_px=chosen["camera_px"],
+        workers=chosen["workers"] or len(os.sched_getaffinity(0)),
+        disturbed=float(chosen["disturbed"]),
+        checkpoint=chosen["checkpoint"],
+        max_learner_chunks=chosen["max_learner_chunks"],
+    )
+    result = collect(settings)
+    print(table(result), flush=True)
+    return {
+        "episodes": sum(c.attempts for c in result.counts),
+        "successes": sum(c.successes for c in result.counts),
+        "data_dir": str(settings.data_dir),
+    }
+
+
+def table(result: CollectResult) -> str:
+    """Format the expert's success per task."""
+    lines = [f"{'task':<62} {'solved':>9}  {'95 % interval':<16} {'mean steps':>10}"]
+    for count in result.counts:
+        low, high = wilson(count.successes, count.attempts)
+        solved = f"{count.successes}/{count.attempts}"
+        interval = f"{100 * low:5.1f} - {100 * high:5.1f} %"
+        lines.append(f"{count.name:<62} {solved:>9}  {interval:<16} {count.mean_steps:>10.1f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run("collect", main)
