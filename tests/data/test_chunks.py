@@ -105,6 +105,23 @@ def test_mixed_image_sizes_are_refused(tmp_path):
         open_suite(tmp_path)
 
 
+def test_statistics_use_gripper_targets_and_only_the_actions_of_the_expert(tmp_path):
+    demo = make_demo(0, n_steps=20)
+    demo.actions[4, :6] = 1.0
+    demo = with_mask(demo, [1] * 4 + [0] + [1] * 15)
+    write_task(tmp_path / "libero_object" / "x_demo.hdf5", [demo])
+    stats = open_suite(tmp_path).statistics()["libero_object"]
+    expert = np.delete(demo.actions, 4, axis=0).astype(np.float32)
+    np.testing.assert_allclose(stats["action"]["max"][:6], expert[:, :6].max(axis=0))
+    np.testing.assert_allclose(
+        stats["action"]["q99"][:6], np.quantile(expert[:, :6], 0.99, axis=0), rtol=1e-6
+    )
+    assert (stats["action"]["min"][6], stats["action"]["max"][6]) == (0.0, 1.0)
+    assert stats["action"]["mask"] == [True] * 6 + [False]
+    assert (stats["num_transitions"], stats["num_trajectories"]) == (20, 1)
+    np.testing.assert_allclose(stats["proprio"]["mean"], demo.proprio.mean(axis=0), rtol=1e-5)
+
+
 def test_prefetching_keeps_the_order_and_hands_over_errors():
     def make(k):
         if k == 3:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from vega_policy.data.frames import Frames, open_frames
 from vega_policy.data.libero_hdf5 import task_files
+from vega_policy.data.statistics import action_targets, compute_statistics
 from vega_policy.spec import ContractError
-from vega_policy.spec.gripper import command_to_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -134,6 +134,19 @@ class ChunkDataset:
                 first += int(length)
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """Return the statistics of each suite, keyed by its name."""
+        result: dict[str, dict[str, Any]] = {}
+        for suite in sorted({f.suite for f in self.files}):
+            rows = self.rows_of_suite(suite)
+            result[suite] = compute_statistics(
+                targets=self.targets[rows],
+                proprio=self.proprio[rows],
+                expert_mask=self.expert_mask[rows],
+                n_trajectories=sum(len(f.lengths) for f in self.files if f.suite == suite),
+            )
+        return result
+
     def rows_of_suite(self, suite: str) -> NDArray[np.int64]:
         """Return all rows of one suite."""
         spans = zip(self.files, self.offsets, self.offsets[1:], strict=False)
@@ -207,6 +220,11 @@ class ChunkBatches:
         self._steps = torch.arange(dataset.horizon)
 
     @property
+    def n_samples(self) -> int:
+        """Samples in one epoch."""
+        return len(self._starts)
+
+    @property
     def batches_per_epoch(self) -> float:
         """Batches that show every sample once."""
         return len(self._starts) / self._batch_size
@@ -246,13 +264,6 @@ class ChunkBatches:
             generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
             self._orders[epoch] = self._starts[generator.permutation(len(self._starts))]
         return self._orders[epoch]
-
-
-def action_targets(actions: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Turn (t, 7) environment commands into targets: the gripper becomes 1 open, 0 closed."""
-    targets = np.asarray(actions, dtype=np.float32).copy()
-    targets[..., 6] = command_to_target(targets[..., 6])
-    return targets
 
 
 def _chunk_starts(mask: NDArray[np.uint8], horizon: int) -> NDArray[np.int64]:

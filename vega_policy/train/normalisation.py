@@ -1,22 +1,21 @@
-"""Statistics of the training data, and the data normalised by them.
+"""The training data, normalised by the statistics of its suites.
 
 Shape legend: ``n`` rows (steps of all files of a data set).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vega_policy.policy.statistics import DatasetStatistics, compute_statistics
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vega_policy.data.chunks import ChunkDataset
+    from vega_policy.policy.statistics import DatasetStatistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,24 +26,6 @@ class NormalisedRows:
     """(n, 7) six numbers in [-1, 1], the gripper 1 open and 0 closed."""
     proprio: NDArray[np.float32]
     """(n, 8) in [-1, 1]."""
-
-
-def measure(dataset: ChunkDataset) -> dict[str, DatasetStatistics]:
-    """Measure the statistics of each suite, keyed by its name.
-
-    Every step counts, as in OpenVLA-OFT, with one difference: actions that the expert did not choose
-    are left out of the action statistics, since no target contains them.
-    """
-    result: dict[str, DatasetStatistics] = {}
-    for suite in sorted({file.suite for file in dataset.files}):
-        rows = dataset.rows_of_suite(suite)
-        n_demos = sum(len(f.lengths) for f in dataset.files if f.suite == suite)
-        whole, chosen = (
-            compute_statistics(dataset.targets[r], dataset.proprio[r], num_trajectories=n_demos)
-            for r in (rows, rows[dataset.expert_mask[rows] != 0])
-        )
-        result[suite] = replace(whole, action=chosen.action)
-    return result
 
 
 def normalised(

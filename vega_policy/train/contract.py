@@ -1,0 +1,127 @@
+"""Compare a policy, the data and the settings before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vega_policy.data.libero_hdf5 import list_demos, open_demo, read_images, read_low_dimensional
+from vega_policy.spec import CAMERAS, ContractError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
+
+    from vega_policy.policy.config import PolicyConfig
+
+FREE_SETTINGS = (
+    "checkpoint_every",
+    "data.cache_dir",
+    "data.dirs",
+    "data.features.batch_size",
+    "device",
+    "log_every",
+    "max_minutes",
+    "name",
+    "prior_path",
+    "run_root",
+    "sinks",
+    "validate_every",
+    "validation_samples",
+)
+"""Settings that may change between the parts of one run: they do not change its weights, or, as
+folders, what lies there is compared by its content."""
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What one look into the first demonstration tells."""
+
+    image_px: tuple[int, int]
+    action_size: int
+    proprio_size: int
+
+
+def look_at(path: Path) -> DataShape:
+    """Read the shapes of a demonstration file without decoding it.
+
+    Raises:
+        ContractError: The file holds no demonstration.
+    """
+    refs = list_demos([path])
+    if not refs:
+        raise ContractError(
+            f"{path} has 0 demonstrations, expected at least 1; collect or delete it"
+        )
+    with open_demo(refs[0]) as group:
+        height, width = read_images(group, CAMERAS[0], at=(0,)).shape[1:3]
+        low = read_low_dimensional(group)
+    return DataShape(
+        image_px=(height, width),
+        action_size=low["actions"].shape[1],
+        proprio_size=low["proprio"].shape[1],
+    )
+
+
+def disagreements(
+    policy: PolicyConfig,
+    data: DataShape,
+    *,
+    settings: PolicyConfig,
+    statistics_keys: Collection[str] | None,
+    suites: Sequence[str],
+) -> list[str]:
+    """List everything in which a policy and the data it shall be trained on do not fit.
+
+    Args:
+        policy: Of the policy to train.
+        data: What the demonstrations look like.
+        settings: The policy settings of the run; they must ask for the same actions.
+        statistics_keys: Suites the policy has statistics of, where those are to be used.
+        suites: Suites of the data.
+    """
+    problems = policy.action.disagreements(
+        settings.action, ours="the policy", theirs="the settings"
+    )
+    if policy.action.size != data.action_size:
+        problems.append(
+            f"action size: the policy has {policy.action.size}, the data has {data.action_size}"
+        )
+    if policy.proprio_size != data.proprio_size:
+        problems.append(
+            f"proprio size: the policy has {policy.proprio_size}, the data has {data.proprio_size}"
+        )
+    if data.image_px != (policy.image_px, policy.image_px):
+        problems.append(
+            f"image size: the policy has {policy.image_px} px, the data has {data.image_px}"
+        )
+    if policy.cameras != CAMERAS:
+        problems.append(f"cameras: the policy has {policy.cameras}, the data has {CAMERAS}")
+    if statistics_keys is not None:
+        problems += [
+            f"statistics: the policy has {', '.join(sorted(statistics_keys)) or 'none'}, the data is of "
+            f"{suite}; statistics=data measures new ones"
+            for suite in suites
+            if suite not in statistics_keys
+        ]
+    return problems
+
+
+def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """List the settings in which a run on disk differs from one that wants to continue it."""
+    old, new = _flat(saved), _flat(now)
+    return [
+        f"{key}: the run has {old.get(key)!r}, the settings have {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and key not in FREE_SETTINGS
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
