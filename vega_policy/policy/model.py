@@ -83,8 +83,9 @@ class VegaModel(nn.Module):
 
     def cast(self, dtype: torch.dtype) -> None:
         """Cast every weight but the frozen prior's, whose features must not change."""
-        vision = [m for name, m in self.vision.named_children() if name != "prior"]
-        for module in (*vision, self.proprio, self.language, self.head):
+        parts: list[nn.Module] = [self.proprio, self.language, self.head]
+        parts += [m for name, m in self.vision.named_children() if name != "prior"]
+        for module in parts:
             module.to(dtype)
         self._restore_frequencies()
 

@@ -65,7 +65,7 @@ def tiny_statistics() -> DatasetStatistics:
     centre = np.array([-0.1, 0.0, 1.0, 3.1, 0.0, 0.0, 0.03, -0.03])
     reach = np.array([0.3, 0.3, 0.2, 0.3, 0.4, 0.4, 0.02, 0.02])
     return DatasetStatistics(
-        action=_bounds(np.append(-action[:6], 0.0), action, masked_out=6),
+        action=_bounds(-action * [1, 1, 1, 1, 1, 1, 0], action, masked_out=6),
         proprio=_bounds(centre - reach, centre + reach),
         num_transitions=100,
         num_trajectories=2,
