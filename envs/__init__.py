@@ -3,6 +3,8 @@
 Importing this package loads no simulator; the first environment does.
 """
 
+# ruff: noqa: ANN401
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -13,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["LiberoEnv"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name == "LiberoEnv":
-        from envs.libero import LiberoEnv  # noqa: PLC0415
+        from envs.libero import LiberoEnv
 
         return LiberoEnv
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

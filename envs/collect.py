@@ -4,26 +4,30 @@ Each attempt ends as one small file of its own: the demonstration, or a note tha
 failed. What is there is never made again; the task files are merged from the parts at the end.
 """
 
+# ruff: noqa: ANN401
+
 from __future__ import annotations
 
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
-import queue
-import time
-from collections.abc import Sequence
+import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envs.suites import Task, get_task, tasks
 from vega_policy.data.progress import Progress
 from vega_policy.spec import ContractError, EnvFault
 from vega_policy.spec.episode import EpisodeKey
 from vega_policy.spec.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 _log = logging.getLogger(__name__)
 _MAX_RESTARTS = 5
@@ -89,11 +93,9 @@ def collect(settings: CollectSettings) -> CollectResult:
     """
     chosen = _check(settings)
     _remember_settings(settings)
-    wanted = {task.task_id: settings.demos_per_task for task in chosen}
-    have = {task.task_id: len(_parts(settings, task)) for task in chosen}
-    open_tasks = [t for t in chosen if have[t.task_id] < wanted[t.task_id]]
+    open_tasks = [t for t in chosen if len(_parts(settings, t)) < settings.demos_per_task]
     if open_tasks:
-        _run_workers(settings, open_tasks, total=sum(wanted.values()), start=sum(have.values()))
+        _run_workers(settings, open_tasks, total=settings.demos_per_task * len(chosen))
     files = tuple(_merge(settings, task) for task in chosen)
     return CollectResult(counts=tuple(_count(settings, task) for task in chosen), files=files)
 
@@ -140,66 +142,63 @@ def _parts(settings: CollectSettings, task: Task) -> list[Path]:
     return found[: settings.demos_per_task]
 
 
-def _run_workers(
-    settings: CollectSettings, open_tasks: Sequence[Task], *, total: int, start: int
-) -> None:
-    context = multiprocessing.get_context("spawn")
+def _run_workers(settings: CollectSettings, open_tasks: Sequence[Task], *, total: int) -> None:
     os.environ.update({k: os.environ.get(k, v) for k, v in _WORKER_ENVIRONMENT.items()})
-    with (
-        context.Manager() as manager,
-        Progress(total, what="demonstrations", unit="demos", start=start) as progress,
-    ):
-        news: Any = manager.Queue()
-        left, restarts = [t.task_id for t in open_tasks], 0
+    closed = total - settings.demos_per_task * len(open_tasks)
+    have = closed + _count_parts(settings, open_tasks)
+    left, restarts = list(open_tasks), 0
+    with Progress(total, what="demonstrations", unit="demos", start=have) as progress:
+
+        def tick() -> None:
+            nonlocal have
+            now = closed + _count_parts(settings, open_tasks)
+            progress.update(now - have)
+            have = now
+
         while left:
             try:
-                left = _run_pool(settings, left, news=news, progress=progress, context=context)
+                _run_pool(settings, left, tick=tick)
+                return
             except BrokenProcessPool as error:
                 restarts += 1
                 if restarts > _MAX_RESTARTS:
                     raise EnvFault(
-                        f"simulator processes died {restarts} times; the last one while collecting "
-                        f"tasks {left}; what is done is kept, run the same command to continue"
+                        f"simulator processes died {restarts} times, the last time with "
+                        f"{len(left)} tasks open; what is done is kept, run the same command again"
                     ) from error
                 _log.warning("a simulator process died; its attempt is made again")
+                left = [t for t in left if len(_parts(settings, t)) < settings.demos_per_task]
 
 
-def _run_pool(
-    settings: CollectSettings,
-    left: list[int],
-    *,
-    news: Any,  # noqa: ANN401
-    progress: Progress,
-    context: Any,  # noqa: ANN401
-) -> list[int]:
+def _run_pool(settings: CollectSettings, left: Sequence[Task], *, tick: Callable[[], None]) -> None:
     # One task per process: MuJoCo's textures and the GL context go with it.
-    with ProcessPoolExecutor(
-        settings.workers, mp_context=context, max_tasks_per_child=1
-    ) as pool:
-        running: set[Future[int]] = {
-            pool.submit(collect_task, settings, task_id, news) for task_id in left
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(settings.workers, mp_context=context, max_tasks_per_child=1) as pool:
+        running: set[Future[None]] = {
+            pool.submit(collect_task, settings, task.task_id) for task in left
         }
         while running:
-            done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-            _report(news, progress)
+            done, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            tick()
             for future in done:
-                left = [i for i in left if i != future.result()]
-    return left
+                future.result()
 
 
-def _report(news: Any, progress: Progress) -> None:  # noqa: ANN401
-    while True:
-        try:
-            progress.update(1, note=news.get_nowait())
-        except queue.Empty:
-            return
+def _count_parts(settings: CollectSettings, some: Sequence[Task]) -> int:
+    return sum(len(_parts(settings, task)) for task in some)
 
 
-def collect_task(settings: CollectSettings, task_id: int, news: Any) -> int:  # noqa: ANN401
-    """Collect one task in this process; what earlier runs left is kept."""
-    from envs.expert.demonstrate import Disturbances, demonstrate  # noqa: PLC0415
-    from envs.libero import LiberoEnv  # noqa: PLC0415
+def collect_task(settings: CollectSettings, task_id: int) -> None:
+    """Collect one task in this process; what earlier runs left is kept.
 
+    Raises:
+        EnvFault: The expert fails too often, or the physics became unstable.
+    """
+    from envs.expert.demonstrate import Disturbances, demonstrate
+    from envs.libero import LiberoEnv
+    from vega_policy.data.libero_hdf5 import write_demo
+
+    _end_with_parent()
     task = get_task(settings.suite, task_id)
     folder = _part_folder(settings, task)
     learner = _load_learner(settings.checkpoint)
@@ -220,28 +219,36 @@ def collect_task(settings: CollectSettings, task_id: int, news: Any) -> int:  # 
             max_learner_chunks=settings.max_learner_chunks,
         )
         if attempt.demo is None:
-            note = {"n_steps": attempt.n_steps, "time": time.time()}
-            write_atomic(failure, json.dumps(note))
-            continue
-        from vega_policy.data.libero_hdf5 import write_demo  # noqa: PLC0415
-
-        write_demo(part, attempt.demo)
-        news.put(f"task {task_id}: {attempt.n_steps} steps")
+            write_atomic(failure, json.dumps({"n_steps": attempt.n_steps}))
+        else:
+            write_demo(part, attempt.demo)
     env.close()
-    if len(_parts(settings, task)) < settings.demos_per_task:
+    found = len(_parts(settings, task))
+    if found < settings.demos_per_task:
         raise EnvFault(
-            f"{task.name}: {limit} attempts gave {len(_parts(settings, task))} demonstrations, "
-            f"wanted {settings.demos_per_task}; the expert cannot solve this task reliably"
+            f"{task.name}: {limit} attempts gave {found} demonstrations, wanted "
+            f"{settings.demos_per_task}; the expert cannot solve this task reliably"
         )
-    return task_id
 
 
-def _load_learner(checkpoint: str | None) -> Any:  # noqa: ANN401
+def _end_with_parent() -> None:
+    """Leave at once when the parent is killed, instead of simulating on unseen."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _load_learner(checkpoint: str | None) -> Any:
     if checkpoint is None:
         return None
-    import torch  # noqa: PLC0415
+    import torch
 
-    from vega_policy.policy import from_pretrained  # noqa: PLC0415
+    from vega_policy.policy import from_pretrained
 
     torch.set_num_threads(1)
     policy = from_pretrained(checkpoint)
@@ -249,7 +256,7 @@ def _load_learner(checkpoint: str | None) -> Any:  # noqa: ANN401
 
 
 def _merge(settings: CollectSettings, task: Task) -> Path:
-    from vega_policy.data.libero_hdf5 import SUFFIX, TaskAttributes, merge_demos  # noqa: PLC0415
+    from vega_policy.data.libero_hdf5 import SUFFIX, TaskAttributes, merge_demos
 
     out = _folder(settings) / f"{task.name}{SUFFIX}"
     bddl = Path(task.bddl_file)
@@ -264,9 +271,9 @@ def _merge(settings: CollectSettings, task: Task) -> Path:
 
 
 def _count(settings: CollectSettings, task: Task) -> TaskCount:
-    import h5py  # noqa: PLC0415
+    import h5py
 
-    from vega_policy.data.libero_hdf5 import ATTRIBUTES_KEY  # noqa: PLC0415
+    from vega_policy.data.libero_hdf5 import ATTRIBUTES_KEY
 
     parts = _parts(settings, task)
     last = int(parts[-1].stem.split("_")[1]) if parts else -1

@@ -17,7 +17,6 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -25,6 +24,7 @@ from vega_policy.spec import ContractError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
 _log = logging.getLogger(__name__)
 _CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -13,6 +12,9 @@ from numpy.typing import NDArray
 from envs.simulation import LiberoSimulation
 from envs.suites import HORIZONS, get_task, init_states
 from vega_policy.spec import CAMERAS, ActionSpec, ContractError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SETTLING_STEPS = 10
 SETTLING_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float64)

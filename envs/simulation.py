@@ -16,21 +16,24 @@ drives the same robosuite environment object and gives the same float64 states a
   and an image is rendered from them only when somebody asks.
 """
 # pyright: basic
+# ruff: noqa: ANN401, NPY002, SLF001
 
 from __future__ import annotations
 
 import copy
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.installed import libero_module, quiet
-from envs.suites import Task
 from vega_policy.spec import ContractError, EnvFault
 from vega_policy.spec.rotation import quat_to_axis_angle
+
+if TYPE_CHECKING:
+    from envs.suites import Task
 
 _CONTROL_HZ = 20
 _CAMERA_IDS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
@@ -88,7 +91,7 @@ class LiberoSimulation:
     def __init__(self, task: Task, *, render: bool = True) -> None:
         self.task = task
         self.renders = render
-        self._env = _build(task, render=render)
+        self._env: Any = _build(task, render=render)
         self._model = self._env.sim.model._model
         self._data = self._env.sim.data._data
         self._pristine = self._env.vega_pristine
@@ -99,12 +102,12 @@ class LiberoSimulation:
         self._grown_by: list[int] = []
         self._random_states: list[Any] = []
         self._seed: int | None = None
-        import mujoco  # noqa: PLC0415
+        import mujoco
 
-        self._mj = mujoco
-        self._model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+        self._mj: Any = mujoco
+        self._model.opt.disableflags |= int(self._mj.mjtDisableBit.mjDSBL_SENSOR)
         self._n_substeps = int(self._env.control_timestep / self._env.model_timestep)
-        self._arm = None
+        self._arm: Any = None
 
     # -- episodes ---------------------------------------------------------------------------------
 
@@ -113,7 +116,9 @@ class LiberoSimulation:
         if seed != self._seed:
             self._seed = seed
             self._random_states = [np.random.RandomState(seed).get_state()]
-            self._grown_by = [len(self._env.object_property_initializers[: len(self._initializers)])]
+            self._grown_by = [
+                len(self._env.object_property_initializers[: len(self._initializers)])
+            ]
 
     def reset(self, *, index: int) -> None:
         """Do the ``index``-th reset after ``seed``, counted from 0, in any order.
@@ -135,7 +140,7 @@ class LiberoSimulation:
             np.random.set_state(outside)
 
     def _reset_until_placed(self) -> None:
-        from robosuite.utils.errors import RandomizationError  # noqa: PLC0415
+        from robosuite.utils.errors import RandomizationError
 
         while True:
             try:
@@ -164,7 +169,7 @@ class LiberoSimulation:
         env._reset_internal()
         mj.mj_forward(model, data)
         env._obs_cache = {}
-        env.visualize(vis_settings={name: False for name in env._visualizations})
+        env.visualize(vis_settings=dict.fromkeys(env._visualizations, False))
         self._clock = _SampleClock(env.model_timestep, 1.0 / env.control_freq)
         self._clock.force()
         self._arm = _ArmController(env, mj)
@@ -218,8 +223,11 @@ class LiberoSimulation:
         env.cur_time += env.control_timestep
         success = bool(env._check_success())
         env._post_process()
-        for warning in (mj.mjtWarning.mjWARN_BADQPOS, mj.mjtWarning.mjWARN_BADQVEL,
-                        mj.mjtWarning.mjWARN_BADQACC):
+        for warning in (
+            mj.mjtWarning.mjWARN_BADQPOS,
+            mj.mjtWarning.mjWARN_BADQVEL,
+            mj.mjtWarning.mjWARN_BADQACC,
+        ):
             if data.warning[int(warning)].number:
                 raise EnvFault(
                     f"{self.task.name}: the physics became unstable ({warning.name}) at step "
@@ -230,7 +238,9 @@ class LiberoSimulation:
     def _take_sample(self) -> None:
         env, data = self._env, self._data
         robot = env.robots[0]
-        self._posed = {name: np.array(getattr(data, name)) for name in _POSED} if self.renders else {}
+        self._posed = (
+            {name: np.array(getattr(data, name)) for name in _POSED} if self.renders else {}
+        )
         quat_wxyz = data.xquat[env.sim.model.body_name2id(robot.robot_model.eef_name)]
         self.sample = Sample(
             eef_position=np.array(data.site_xpos[robot.eef_site_id]),
@@ -265,17 +275,17 @@ class LiberoSimulation:
         return np.array(self._env.sim.get_state().flatten(), dtype=np.float64)
 
     @property
-    def handle(self) -> Any:  # noqa: ANN401
+    def handle(self) -> Any:
         """The robosuite environment, for reading the scene (expert, scan exporter)."""
         return self._env
 
     @property
-    def model(self) -> Any:  # noqa: ANN401
+    def model(self) -> Any:
         """The compiled ``mujoco.MjModel``."""
         return self._model
 
     @property
-    def data(self) -> Any:  # noqa: ANN401
+    def data(self) -> Any:
         """The ``mujoco.MjData``."""
         return self._data
 
@@ -322,8 +332,8 @@ class _ArmController:
     order are robosuite 1.4's, so torques are equal to the last bit.
     """
 
-    def __init__(self, env: Any, mj: Any) -> None:  # noqa: ANN401
-        from robosuite.utils import control_utils  # noqa: PLC0415
+    def __init__(self, env: Any, mj: Any) -> None:
+        from robosuite.utils import control_utils
 
         self._math = control_utils
         self._mj, self._model, self._data = mj, env.sim.model._model, env.sim.data._data
@@ -399,22 +409,25 @@ class _ArmController:
         osc.ee_pos_vel = np.dot(self._jac_pos, data.qvel)
         osc.ee_ori_vel = np.dot(self._jac_rot, data.qvel)
         osc.joint_pos, osc.joint_vel = data.qpos[self._q], data.qvel[self._v]
-        osc.J_pos, osc.J_ori = np.array(self._jac_pos[:, self._v]), np.array(self._jac_rot[:, self._v])
+        osc.J_pos, osc.J_ori = (
+            np.array(self._jac_pos[:, self._v]),
+            np.array(self._jac_rot[:, self._v]),
+        )
         osc.J_full = np.array(np.vstack([osc.J_pos, osc.J_ori]))
         mj.mj_fullM(model, self._mass, data.qM)
         osc.mass_matrix = self._mass[self._v, :][:, self._v]
         osc.new_update = False
 
 
-def _fresh_properties(obj: Any) -> Any:  # noqa: ANN401
+def _fresh_properties(obj: Any) -> Any:
     properties = copy.deepcopy(obj.object_properties)
-    sites = (properties or {}).get("vis_site_names")
-    for key, (name, _) in list((sites or {}).items()):
+    sites = (properties or {}).get("vis_site_names") or {}
+    for key, (name, _) in list(sites.items()):
         sites[key] = (name, False)
     return properties
 
 
-def _build(task: Task, *, render: bool) -> Any:  # noqa: ANN401
+def _build(task: Task, *, render: bool) -> Any:
     """Build robosuite's environment as LIBERO's ``OffScreenRenderEnv`` does."""
     if render and not os.environ.get("MUJOCO_GL"):
         raise ContractError(
@@ -423,7 +436,7 @@ def _build(task: Task, *, render: bool) -> Any:  # noqa: ANN401
         )
     envs_module = libero_module("libero.libero.envs")
     bddl_utils = libero_module("libero.libero.envs.bddl_utils")
-    import robosuite  # noqa: PLC0415
+    import robosuite
 
     if not task.bddl_file.is_file():
         raise ContractError(f"{task.bddl_file} is missing; reinstall the LIBERO distribution")
@@ -431,7 +444,7 @@ def _build(task: Task, *, render: bool) -> Any:  # noqa: ANN401
         info = bddl_utils.get_problem_info(str(task.bddl_file))
         problem = envs_module.TASK_MAPPING[info["problem_name"]]
 
-        def initialize(self: Any, xml_string: str | None = None) -> None:  # noqa: ANN401
+        def initialize(self: Any, xml_string: str | None = None) -> None:
             problem._initialize_sim(self, xml_string)
             model = self.sim.model._model
             self.vega_pristine = {name: np.array(getattr(model, name)) for name in _RESTORED}

@@ -6,13 +6,16 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from envs.installed import libero_module, quiet
 from vega_policy.spec import ContractError
 from vega_policy.spec.names import require_name
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 HORIZONS = {
     "libero_spatial": 220,

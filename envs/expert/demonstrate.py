@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.expert.pick_place import PickPlaceExpert, Style
-from envs.libero import LiberoEnv
 from envs.suites import init_states
 from vega_policy.data.libero_hdf5 import Demo
 from vega_policy.spec import ContractError, Observation
+
+if TYPE_CHECKING:
+    from envs.libero import LiberoEnv
 
 _TAIL_STEPS = 10
 """Recorded after success, so that the last decisions before it begin a whole chunk."""
@@ -151,7 +153,8 @@ def _draw_pushes(
         direction = rng.normal(size=3)
         direction *= rng.uniform(0.4, 1.0) * disturbances.strength / np.linalg.norm(direction)
         push = np.r_[direction, rng.uniform(-0.15, 0.15, 3), 0.0]
-        pushes.update(dict.fromkeys(range(start, start + length), push))
+        for step in range(start, start + length):
+            pushes[step] = push
     return pushes
 
 

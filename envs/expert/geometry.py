@@ -3,6 +3,7 @@
 Shape legend: ``p`` points.
 """
 # pyright: basic
+# ruff: noqa: ANN401
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ _N_SIDE = 7
 _YAWS = np.arange(0.0, np.pi, np.pi / 36)
 
 
-def subtree(model: Any, root: int) -> list[int]:  # noqa: ANN401
+def subtree(model: Any, root: int) -> list[int]:
     """List a body and all bodies below it."""
     found = [root]
     for body in range(root + 1, model.nbody):
@@ -26,7 +27,7 @@ def subtree(model: Any, root: int) -> list[int]:  # noqa: ANN401
     return found
 
 
-def collision_points(model: Any, data: Any, root: int) -> NDArray[np.float64]:  # noqa: ANN401
+def collision_points(model: Any, data: Any, root: int) -> NDArray[np.float64]:
     """Cover the collision geometry below a body with points.
 
     Returns:
@@ -45,7 +46,7 @@ def collision_points(model: Any, data: Any, root: int) -> NDArray[np.float64]:  
     return np.concatenate(clouds)
 
 
-def _surface(model: Any, geom: int) -> NDArray[np.float64] | None:  # noqa: ANN401
+def _surface(model: Any, geom: int) -> NDArray[np.float64] | None:
     kind, size = model.geom_type[geom], model.geom_size[geom]
     if kind == _BOX:
         return _box_surface() * size

@@ -5,6 +5,7 @@ the fingers, is the hand above it, is it above the container). So it can take ov
 after a failed grasp or from wherever a learned policy has left the arm, and label what it sees.
 """
 # pyright: basic
+# ruff: noqa: ANN401, SLF001
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ class PickPlaceExpert:
         ContractError: The goal is not one pick-and-place.
     """
 
-    def __init__(self, simulation: Any, *, style: Style | None = None) -> None:  # noqa: ANN401
+    def __init__(self, simulation: Any, *, style: Style | None = None) -> None:
         self._env, self._model, self._data = simulation.handle, simulation.model, simulation.data
         self.style = style or Style()
         goals = [g for g in self._env.parsed_problem["goal_state"] if g[0] == "in"]
@@ -90,9 +91,7 @@ class PickPlaceExpert:
         self._object = self._body(self._object_name)
         self._container = self._body(region.parent_name)
         self._region = self._model.site(self._region_name).id
-        self._is_object_geom = np.isin(
-            self._model.geom_bodyid, subtree(self._model, self._object)
-        )
+        self._is_object_geom = np.isin(self._model.geom_bodyid, subtree(self._model, self._object))
         self._grip_site = self._model.site("gripper0_grip_site").id
         self._fingers = [
             {self._model.geom(name).id for name in names}
@@ -151,7 +150,7 @@ class PickPlaceExpert:
         aside = (points[:, :2].max(axis=0) + points[:, :2].min(axis=0)) / 2
         aside -= self._data.site_xpos[self._region][:2]
         is_over = np.linalg.norm(aside) < 0.06 and points[:, 2].min() < self._rim()
-        return (is_over or self._is_inside()) and not self._is_held()
+        return bool(is_over or self._is_inside()) and not self._is_held()
 
     def _is_inside(self) -> bool:
         return bool(self._env._check_success())
@@ -166,7 +165,9 @@ class PickPlaceExpert:
         wanted = max(top - _GRASP_DEPTH, bottom + 0.012)
         hand_yaw = self._hand_yaw()
         best: tuple[float, NDArray[np.float64], float] | None = None
-        for z in np.arange(max(top - 0.006, bottom + 0.008), max(bottom + 0.006, top - 0.06), -0.006):
+        for z in np.arange(
+            max(top - 0.006, bottom + 0.008), max(bottom + 0.006, top - 0.06), -0.006
+        ):
             slab = points[np.abs(points[:, 2] - z) < 0.010]
             above = points[points[:, 2] > z - 0.010]
             if len(slab) < 8:
@@ -221,7 +222,7 @@ class PickPlaceExpert:
             self._grasp = self._plan()  # it fell over
         if self._is_let_go():
             return self._retreat(position, rotation)
-        return self._carry(position, rotation) if held else self._reach(position, rotation)
+        return self._carry(rotation) if held else self._reach(position, rotation)
 
     def _reach(self, position: NDArray[Any], rotation: NDArray[Any]) -> NDArray[np.float64]:
         target = self._rotation() @ self._grasp.point + self._position()
@@ -243,7 +244,7 @@ class PickPlaceExpert:
             error[:2] *= 0.3  # too low and too far: rise first
         return self._command(error, wanted, rotation, _OPEN)
 
-    def _carry(self, position: NDArray[Any], rotation: NDArray[Any]) -> NDArray[np.float64]:
+    def _carry(self, rotation: NDArray[Any]) -> NDArray[np.float64]:
         wanted = rotation if self._closing() < 1.0 else _upright(rotation)
         points = self._points()
         rim = self._rim()

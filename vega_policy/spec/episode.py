@@ -64,5 +64,6 @@ class EpisodeResult:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> EpisodeResult:
         """Read a row back; unknown fields of a newer version are ignored."""
-        known = {k: v for k, v in row.items() if k in cls.__dataclass_fields__}
-        return cls(**{**known, "key": EpisodeKey(**row["key"])})
+        known: dict[str, Any] = {k: v for k, v in row.items() if k in cls.__dataclass_fields__}
+        known["key"] = EpisodeKey(**row["key"])
+        return cls(**known)

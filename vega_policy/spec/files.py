@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 
 @contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
+def atomic_path(path: Path | str) -> Generator[Path]:
     """Give a temporary path beside ``path`` and move it there when the block ends well.
 
     The suffix of ``path`` is kept, since writers choose a format by it. On an error, or a kill, the old

@@ -6,10 +6,12 @@ regressed without normalisation.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def command_to_target(command: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
