@@ -83,7 +83,7 @@ def test_rendering_every_step_changes_no_row(bench):
 def test_a_broken_simulator_costs_time_and_no_episode(bench, kind):
     whole = timeless(bench.run(n_workers=1))
     make = breaking(bench.folder, kind, task_id=1, init_state_id=1)
-    rows = bench.run(make_simulator=make, timeout_s=1.5)
+    rows = bench.run(make_simulator=make, timeout_s=5.0)
     assert timeless(rows) == whole
     assert [(key, attempt) for key, attempt, _ in bench.faults] == [(KEYS[4], 1)]
     assert {r.key: r.info["run"]["attempt"] for r in rows}[KEYS[4]] == 2
@@ -129,6 +129,15 @@ def test_a_policy_fault_stays_with_its_episode(bench, how):
     assert {r.outcome for r in rows[3:]} == {"policy_fault"}
     assert all(r.detail for r in rows[3:])
     assert all(r.n_steps == 0 for r in rows[3:])
+
+
+def test_a_policy_that_was_trained_with_other_images_ends_the_run(bench, monkeypatch):
+    def act(batch, *, keys):
+        raise ContractError(f"images of 128 px for {len(batch)} {len(keys)}, expected 224")
+
+    monkeypatch.setattr(bench.policy, "act", act)
+    with pytest.raises(ContractError, match="expected 224"):
+        bench.run(KEYS[:1])
 
 
 def test_a_killed_worker_process_is_replaced(bench):

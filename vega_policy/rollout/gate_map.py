@@ -112,7 +112,7 @@ def overlay(
     """
     tint = enlarged(colours(scaled(gate, low, high)), image.shape[0], image.shape[1])
     grey = (image @ np.array([0.299, 0.587, 0.114]))[..., None]
-    return np.rint(0.52 * tint + 0.48 * grey).astype(np.uint8)
+    return np.rint(0.45 * tint + 0.55 * grey).astype(np.uint8)
 
 
 def enlarged(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -125,7 +125,7 @@ polyline { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: 
   margin-top: 10px; }
 .clip { overflow: hidden; scroll-margin: 20px; }
 .clip:target { outline: 3px solid var(--accent); }
-.clip video { width: 100%; display: block; background: #000; }
+.clip video { width: 100%; display: block; background: #000; cursor: pointer; }
 .clip .line { display: flex; gap: 10px; align-items: center; padding: 8px 12px; font-size: 13px; }
 .clip .line span:last-child { margin-left: auto; color: var(--soft); }
 .clip .detail { padding: 0 12px 10px; font-size: 12.5px; color: var(--fault); }
@@ -172,12 +172,14 @@ buttons.forEach(button => button.addEventListener('click', () => {
     group.hidden = !group.querySelector('[data-is]:not([hidden])');
   });
 }));
-if (matchMedia('(hover: hover)').matches) {
-  document.querySelectorAll('video').forEach(video => {
-    video.controls = false;
-    video.addEventListener('mouseenter', () => video.play().catch(() => {}));
-    video.addEventListener('mouseleave', () => { if (!video.controls) video.pause(); });
-    video.addEventListener('click', () => { video.controls = true; });
+document.querySelectorAll('video').forEach(video => {
+  video.controls = false;
+  video.addEventListener('mouseenter', () => video.play().catch(() => {}));
+  video.addEventListener('mouseleave', () => { if (!video.controls) video.pause(); });
+  video.addEventListener('click', () => {
+    if (video.controls) return;
+    video.controls = true;
+    video.play().catch(() => {});
   });
-}
+});
 """

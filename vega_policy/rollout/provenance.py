@@ -40,6 +40,8 @@ def commit() -> str:
         return answer.stdout.strip()
 
     try:
+        # An installed copy may lie in an environment inside somebody else's checkout.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         head = git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

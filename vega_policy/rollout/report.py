@@ -126,7 +126,7 @@ def _head(run: _Run) -> str:
     total, header = run.summary.total, run.header
     low, high = total.interval
     rate = "-" if total.rate is None else _percent(total.rate)
-    checkpoint = header.defines.get("checkpoint", header.configuration.get("checkpoint", ""))
+    checkpoint = Path(str(header.configuration.get("checkpoint", ""))).name
     speed = _steps_per_s(run)
     chunk_ms = _percentile(_policy_ms(run.rows).get("total", []), 50)
     facts = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vega_policy.rollout.gate_map import enlarged, overlay
+from vega_policy.rollout.gate_map import overlay
 from vega_policy.spec.files import atomic_path
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def write_mp4(path: Path, frames: Iterable[NDArray[np.uint8]], *, fps: int) -> N
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = "yuv420p"
                 stream.thread_count = 1
-                stream.options = {"preset": "veryfast", "crf": "21"}
+                stream.options = {"preset": "veryfast", "crf": "25"}
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             picture.pts, picture.time_base = number, Fraction(1, fps)
             container.mux(stream.encode(picture))
@@ -114,7 +114,10 @@ def first_frame(path: Path) -> NDArray[np.uint8] | None:
 
 
 def _enlarge(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return enlarged(image, image.shape[0] * SCALE, image.shape[1] * SCALE)
+    from PIL import Image
+
+    size = (image.shape[1] * SCALE, image.shape[0] * SCALE)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 def _framed(frame: NDArray[np.uint8], outcome: Outcome) -> NDArray[np.uint8]:
