@@ -44,8 +44,7 @@ def interval_bar(tally: Tally, total: Tally, *, is_total: bool = False) -> str:
 def interval_axis() -> str:
     """Draw the axis that goes above a column of `interval_bar`."""
     labels = "".join(
-        f'<text x="{_x(v)}" y="13" text-anchor="middle">{100 * v:.0f}{" %" if v == 1 else ""}</text>'
-        for v in _TICKS
+        f'<text x="{_x(v)}" y="13" text-anchor="middle">{100 * v:.0f}</text>' for v in _TICKS
     )
     return f"{_svg(_WIDTH, 18, 'interval axis')}{labels}</svg>"
 

@@ -71,7 +71,7 @@ table { border-collapse: collapse; width: 100%; }
 .results .plot-cell { padding: 0 12px; width: 300px; min-width: 210px; }
 .results .words { white-space: normal; min-width: 200px; line-height: 1.35; padding: 8px 12px; }
 .results tfoot td { border-top: 2px solid var(--line); font-weight: 650; padding: 9px 12px; }
-.strip { display: flex; flex-wrap: wrap; gap: 3px; max-width: 180px; }
+.strip { display: flex; flex-wrap: wrap; gap: 3px; max-width: 140px; }
 .strip a, .strip i, .key i {
   width: 11px; height: 11px; border-radius: 3px; background: var(--void); display: inline-block;
 }

@@ -181,7 +181,7 @@ def _results(run: _Run) -> str:
     )
     return f"""<h2 id="results">Results per task</h2>
 <div class="card scroll results"><table>
-<thead><tr><th></th><th>task</th><th>episodes</th><th class="plot-cell">success rate with its
+<thead><tr><th></th><th>task</th><th>episodes</th><th class="plot-cell">success rate in % with its
 95 % Wilson interval{figures.interval_axis()}</th><th class="number">successes</th>
 <th class="number">interval</th><th class="number">steps,<br>successes</th>
 <th class="number">steps,<br>all</th></tr></thead>
