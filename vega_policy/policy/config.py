@@ -47,6 +47,9 @@ class LanguageConfig:
     max_positions: int = 2048
     init_std: float = 0.05
     """Deviation of the initial weights; without effect on a loaded checkpoint."""
+    slots: Literal["zeros", "learned"] = "learned"
+    """What stands where the actions are read. OpenVLA-OFT has zero vectors, which a pretrained
+    Llama tells apart by position alone; a small one trained from scratch learns a vector each."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,13 @@ def _seven_b() -> PolicyConfig:
         ),
         projector=ProjectorConfig(semantic_hidden=8704, prior_hidden=4096, prior_norm="none"),
         language=LanguageConfig(
-            width=4096, depth=32, heads=32, mlp_width=11008, vocab_size=32064, init_std=0.02
+            width=4096,
+            depth=32,
+            heads=32,
+            mlp_width=11008,
+            vocab_size=32064,
+            init_std=0.02,
+            slots="zeros",
         ),
         head=HeadConfig(width=4096),
     )

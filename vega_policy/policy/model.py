@@ -47,10 +47,10 @@ class ModelOutput:
 class VegaModel(nn.Module):
     """OpenVLA-OFT's parallel decoding (arXiv:2502.19645) over fused vision tokens.
 
-    Sequence: ``BOS | vision tokens, camera by camera | proprio | prompt | t * a zero vectors |
-    EOS``. Every token attends to every other one that is not padding. The head reads the hidden
-    states one place to the left of the zero vectors, a habit the checkpoints keep from
-    autoregression: the last prompt token's first, the last zero vector's never.
+    Sequence: ``BOS | vision tokens, camera by camera | proprio | prompt | t * a slots | EOS``; a
+    slot is a zero vector, as in OpenVLA-OFT, or a learned one. Every token attends to every other one that is not padding. The head reads the hidden
+    states one place to the left of the slots, a habit the checkpoints keep from
+    autoregression: the last prompt token's first, the last slot's never.
 
     Prompts of a batch are padded on the right; padding is masked and takes no position, so it does
     not change the answer.
@@ -69,6 +69,9 @@ class VegaModel(nn.Module):
         self.vision = VisionStream(config.vision, width=width, prior=prior)
         self.proprio = ProprioProjector(size=config.proprio_size, width=width)
         self.language = LlamaModel(_llama(config.language))
+        self.slots: nn.Parameter | None = None
+        if config.language.slots == "learned":
+            self.slots = nn.Parameter(torch.randn(self.n_slots, width) * config.language.init_std)
         self.head = L1Head(
             source=width,
             width=config.head.width,
@@ -87,6 +90,8 @@ class VegaModel(nn.Module):
         parts += [m for name, m in self.vision.named_children() if name != "prior"]
         for module in parts:
             module.to(dtype)
+        if self.slots is not None:
+            self.slots.data = self.slots.data.to(dtype)
         self._restore_frequencies()
 
     def _restore_frequencies(self) -> None:
@@ -95,6 +100,11 @@ class VegaModel(nn.Module):
         if rotary.inv_freq.dtype != torch.float32:
             fresh = LlamaRotaryEmbedding(self.language.config)
             self.language.rotary_emb = fresh.to(rotary.inv_freq.device)
+
+    @property
+    def n_slots(self) -> int:
+        """Places where actions are read: one per number of a chunk."""
+        return self.config.action.horizon * self.config.action.size
 
     @property
     def prior(self) -> WanPrior | ZeroPrior:
@@ -115,7 +125,7 @@ class VegaModel(nn.Module):
         Returns:
             (b, v, n, c) float32.
         """
-        return self.vision.prior_features(pixels, keys=keys or [0] * pixels.shape[0])
+        return self.vision.prior_features(pixels, keys=keys)
 
     def forward(
         self,
@@ -139,8 +149,9 @@ class VegaModel(nn.Module):
         fused = self.vision(pixels, prior_features=prior_features, keys=keys)
         embedded = self.language.embed_tokens(input_ids)
         b, _, d = embedded.shape
-        n_slots = self.config.action.horizon * self.config.action.size
+        n_slots = self.n_slots
         dtype = embedded.dtype
+        slots = embedded.new_zeros(n_slots, d) if self.slots is None else self.slots.to(dtype)
         end = torch.full((b, 1), EOS, device=input_ids.device)
         sequence = torch.cat(
             [
@@ -148,7 +159,7 @@ class VegaModel(nn.Module):
                 fused.tokens.to(dtype),
                 self.proprio(proprio.to(dtype)).to(dtype),
                 embedded[:, 1:],
-                embedded.new_zeros(b, n_slots, d),
+                slots.expand(b, n_slots, d),
                 self.language.embed_tokens(end),
             ],
             dim=1,

@@ -134,6 +134,7 @@ class VegaPolicy(nn.Module):
         """
         if len(keys) != len(batch):
             raise ValueError(f"{len(keys)} keys for {len(batch)} observations; pass one for each")
+        self.processor.check(batch)
         size = self.max_batch or (1 if self.device.type == "cpu" else 32)
         started = time.perf_counter()
         chunks: list[tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]] = []

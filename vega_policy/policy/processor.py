@@ -70,16 +70,19 @@ class Processor:
                 "set image_transform=none for images of the model's size or fast to resize them"
             )
 
-    def __call__(self, batch: Sequence[Observation]) -> Inputs:
-        """Turn observations into tensors.
+    def check(self, batch: Sequence[Observation]) -> None:
+        """Refuse observations that are not what the policy was trained with.
 
         Raises:
-            ContractError: A camera is missing, or a shape or type is not what the policy expects;
-                every problem of the batch's observations is listed.
+            ContractError: A camera is missing, or a shape or type is wrong; every problem of every
+                observation is listed.
         """
         problems = [p for i, o in enumerate(batch) for p in self._problems(o, f"observation {i}")]
         if problems:
             raise ContractError("; ".join(problems))
+
+    def __call__(self, batch: Sequence[Observation]) -> Inputs:
+        """Turn observations, which passed `check`, into tensors."""
         ids, mask = self.tokenise([o.instruction for o in batch])
         images = [self.images(o.images) for o in batch]
         proprio = np.stack([np.asarray(o.proprio, dtype=np.float32) for o in batch])
