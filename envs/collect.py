@@ -210,10 +210,9 @@ def collect_task(settings: CollectSettings, task_id: int) -> None:
         part, failure = folder / f"attempt_{k:04d}.hdf5", folder / f"attempt_{k:04d}.failed.json"
         if part.exists() or failure.exists():
             continue
-        key = EpisodeKey(settings.suite, task_id, k, perturbation="demo", seed=settings.seed)
         attempt = demonstrate(
             env,
-            seed=key.digest() % 2**31,
+            seed=_seed(settings, task_id, k),
             disturbances=Disturbances(probability=settings.disturbed),
             learner=learner,
             max_learner_chunks=settings.max_learner_chunks,
@@ -229,6 +228,55 @@ def collect_task(settings: CollectSettings, task_id: int) -> None:
             f"{task.name}: {limit} attempts gave {found} demonstrations, wanted "
             f"{settings.demos_per_task}; the expert cannot solve this task reliably"
         )
+
+
+def measure(settings: CollectSettings, *, n: int) -> tuple[TaskCount, ...]:
+    """Count how often the expert solves freshly sampled scenes; nothing is rendered or written.
+
+    Args:
+        settings: Suite, tasks, seed, disturbances and workers.
+        n: Scenes per task.
+    """
+    chosen = _check(settings)
+    os.environ.update({k: os.environ.get(k, v) for k, v in _WORKER_ENVIRONMENT.items()})
+    context = multiprocessing.get_context("spawn")
+    counts = []
+    with (
+        Progress(len(chosen), what="expert", unit="tasks") as progress,
+        ProcessPoolExecutor(settings.workers, mp_context=context, max_tasks_per_child=1) as pool,
+    ):
+        for future in [pool.submit(measure_task, settings, t.task_id, n) for t in chosen]:
+            counts.append(future.result())
+            progress.update(1)
+    return tuple(counts)
+
+
+def measure_task(settings: CollectSettings, task_id: int, n: int) -> TaskCount:
+    """Measure one task in this process."""
+    from envs.expert.demonstrate import Disturbances, demonstrate
+    from envs.libero import LiberoEnv
+
+    _end_with_parent()
+    env = LiberoEnv(suite=settings.suite, task_id=task_id, render=False)
+    disturbances = Disturbances(probability=settings.disturbed)
+    attempts = [
+        demonstrate(env, seed=_seed(settings, task_id, k), disturbances=disturbances)
+        for k in range(n)
+    ]
+    env.close()
+    steps = [a.n_steps for a in attempts if a.success]
+    return TaskCount(
+        task_id=task_id,
+        name=env.task.name,
+        attempts=n,
+        successes=len(steps),
+        mean_steps=float(sum(steps) / max(len(steps), 1)),
+    )
+
+
+def _seed(settings: CollectSettings, task_id: int, k: int) -> int:
+    key = EpisodeKey(settings.suite, task_id, k, perturbation="demo", seed=settings.seed)
+    return key.digest() % 2**31
 
 
 def _end_with_parent() -> None:

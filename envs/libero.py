@@ -61,6 +61,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
         self.action_spec = ActionSpec()
         self.camera_px = camera_px
         self.render_mode = "rgb_array"
+        self.renders = render
         self._cameras = CAMERAS if render else ()
         self.simulation = LiberoSimulation(self.task, render=render)
         self._n_steps = 0

@@ -1,6 +1,7 @@
 """Collect demonstrations with the scripted expert, in the layout of the public LIBERO files.
 
 python scripts/collect.py suite=libero_object collect.demos_per_task=50 data_dir=data/object
+python scripts/collect.py collect.measure=20 collect.disturbed=0.0      # only count successes
 python scripts/collect.py collect.checkpoint=runs/mine/policy data_dir=data/object-round2  # DAgger
 """
 
@@ -8,12 +9,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra_cli import run
 
-from envs.collect import CollectResult, CollectSettings, collect
+from envs.collect import CollectSettings, TaskCount, collect, measure
 from vega_policy.rollout.statistics import wilson
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(config: dict[str, Any]) -> dict[str, Any]:
@@ -31,19 +35,21 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
         checkpoint=chosen["checkpoint"],
         max_learner_chunks=chosen["max_learner_chunks"],
     )
-    result = collect(settings)
-    print(table(result), flush=True)
+    counts = (
+        measure(settings, n=chosen["measure"]) if chosen["measure"] else collect(settings).counts
+    )
+    print(table(counts), flush=True)
     return {
-        "episodes": sum(c.attempts for c in result.counts),
-        "successes": sum(c.successes for c in result.counts),
-        "data_dir": str(settings.data_dir),
+        "episodes": sum(c.attempts for c in counts),
+        "successes": sum(c.successes for c in counts),
+        "data_dir": None if chosen["measure"] else str(settings.data_dir),
     }
 
 
-def table(result: CollectResult) -> str:
+def table(counts: Sequence[TaskCount]) -> str:
     """Format the expert's success per task."""
     lines = [f"{'task':<62} {'solved':>9}  {'95 % interval':<16} {'mean steps':>10}"]
-    for count in result.counts:
+    for count in counts:
         low, high = wilson(count.successes, count.attempts)
         solved = f"{count.successes}/{count.attempts}"
         interval = f"{100 * low:5.1f} - {100 * high:5.1f} %"

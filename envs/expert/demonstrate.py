@@ -43,8 +43,10 @@ class Disturbances:
 class Attempt:
     """What one attempt gave."""
 
+    success: bool
+    """Whether the goal was reached within the suite's step limit."""
     demo: Demo | None
-    """None where the goal was not reached within the suite's step limit."""
+    """The recording of a success; None where the environment renders no images."""
     n_steps: int
     """Control steps until success, or until the attempt was given up."""
 
@@ -89,25 +91,29 @@ def demonstrate(
             observation, _, success, truncated, info = env.step_chunk(actions)
             n_learner_steps += info["n_steps"]
             if success or truncated:
-                return Attempt(demo=None, n_steps=n_learner_steps)
+                return Attempt(success=False, demo=None, n_steps=n_learner_steps)
     style = Style.sample(rng)
     expert = PickPlaceExpert(env.simulation, style=style)
     pushes = _draw_pushes(rng, disturbances)
-    recording = _Recording(env)
+    recording = _Recording(env) if env.renders else None
     n_success = None
     for step in range(env.max_steps):
         action, push = expert.act(), pushes.get(step)
         if push is not None and n_success is None:
             action = np.clip(action + push, -1.0, 1.0)
-        recording.before(action, is_expert=push is None or n_success is not None)
+        if recording:
+            recording.before(action, is_expert=push is None or n_success is not None)
         is_success = env.simulation.step(action)
-        recording.after(is_success=is_success)
+        if recording:
+            recording.after(is_success=is_success)
         if is_success and n_success is None:
             n_success = step + 1
         if n_success is not None and step + 1 >= n_success + _TAIL_STEPS:
             break
     if n_success is None:
-        return Attempt(demo=None, n_steps=env.max_steps)
+        return Attempt(success=False, demo=None, n_steps=env.max_steps)
+    if recording is None:
+        return Attempt(success=True, demo=None, n_steps=n_success)
     attributes = {
         "seed": seed,
         "suite": env.task.suite,
@@ -119,7 +125,8 @@ def demonstrate(
         "style": asdict(style),
         "evaluation_distance": distance,
     }
-    return Attempt(demo=recording.finish(env.instruction, attributes), n_steps=n_success)
+    demo = recording.finish(env.instruction, attributes)
+    return Attempt(success=True, demo=demo, n_steps=n_success)
 
 
 def evaluation_distance(env: LiberoEnv) -> float:
