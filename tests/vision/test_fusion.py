@@ -35,7 +35,9 @@ def test_token_gate_gives_the_reference_numbers_of_equations_7_and_8(dtype, tole
             "norm_semantic.weight": golden["norm_sem_weight"],
             "norm_semantic.bias": golden["norm_sem_bias"],
             # The order of Eq. 7: the prior first.
-            "score.weight": torch.cat([golden["gate_weight_gen"], golden["gate_weight_sem"]], dim=1),
+            "score.weight": torch.cat(
+                [golden["gate_weight_gen"], golden["gate_weight_sem"]], dim=1
+            ),
             "score.bias": golden["gate_bias"],
         }
     )

@@ -65,7 +65,7 @@ def tiny_statistics() -> DatasetStatistics:
     centre = np.array([-0.1, 0.0, 1.0, 3.1, 0.0, 0.0, 0.03, -0.03])
     reach = np.array([0.3, 0.3, 0.2, 0.3, 0.4, 0.4, 0.02, 0.02])
     return DatasetStatistics(
-        action=_bounds(-action * [1, 1, 1, 1, 1, 1, 0], action, masked_out=6),
+        action=_bounds(np.array([*-action[:6], 0.0]), action, masked_out=6),
         proprio=_bounds(centre - reach, centre + reach),
         num_transitions=100,
         num_trajectories=2,
@@ -110,9 +110,7 @@ def tiny_observation(seed: int = 0, *, image_px: int = 32, instruction: str = ""
 def _bounds(
     low: NDArray[np.float64], high: NDArray[np.float64], masked_out: int | None = None
 ) -> Bounds:
-    mask = np.ones(len(low), dtype=bool)
-    if masked_out is not None:
-        mask[masked_out] = False
+    mask = np.arange(len(low)) != (-1 if masked_out is None else masked_out)
     return Bounds(
         mean=(low + high) / 2,
         std=(high - low) / 4,

@@ -86,9 +86,15 @@ class VisionStream(nn.Module):
         """Tokens of one view."""
         return self.config.semantic.grid**2
 
-    def prior_features(self, pixels: Tensor, *, keys: Sequence[int]) -> Tensor:
-        """Return the frozen features (b, v, n, c) of pixels (b, v, 3, h, w) in [0, 255]."""
-        return self.prior.features(pixels.float() / 127.5 - 1.0, keys=keys)
+    def prior_features(self, pixels: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:
+        """Return the frozen features (b, v, n, c) of pixels (b, v, 3, h, w) in [0, 255].
+
+        Raises:
+            ValueError: The prior draws its noise from keys and there are none.
+        """
+        return self.prior.features(
+            pixels.float() / 127.5 - 1.0, keys=self._keys(keys, pixels.shape[0])
+        )
 
     def forward(
         self,
@@ -114,7 +120,7 @@ class VisionStream(nn.Module):
         semantic = self.semantic_projector(self.semantic(pixels)).flatten(1, 2)
         features = prior_features
         if features is None:
-            features = self.prior_features(pixels, keys=self._keys(keys, pixels.shape[0]))
+            features = self.prior_features(pixels, keys=keys)
         expected = (*pixels.shape[:2], self.n_tokens, self.config.prior.width)
         if features.shape != expected:
             raise ValueError(

@@ -1,0 +1,172 @@
+"""The sequence: bidirectional, blind to padding, shifted by one, with a frozen prior."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from vega_policy.policy.config import PolicyConfig
+from vega_policy.policy.model import BOS, VegaModel
+from vega_policy.testing.tiny_policy import tiny_config
+from vega_policy.vision.prior import ZeroPrior
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return VegaModel(tiny_config()).eval()
+
+
+@pytest.fixture
+def inputs():
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 300, (2, 9), generator=g)
+    ids[:, 0] = BOS
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, 6:] = 0
+    return {
+        "pixels": torch.randint(0, 256, (2, 2, 3, 32, 32), generator=g, dtype=torch.uint8),
+        "proprio": torch.rand(2, 8, generator=g) * 2 - 1,
+        "input_ids": ids,
+        "attention_mask": mask,
+    }
+
+
+def row(inputs, i, length):
+    one = {k: v[i : i + 1] for k, v in inputs.items()}
+    for name in ("input_ids", "attention_mask"):
+        one[name] = one[name][:, :length]
+    return one
+
+
+def test_shapes(model, inputs):
+    output = model(**inputs)
+    assert output.actions.shape == (2, 8, 7)
+    assert output.gate.shape == (2, 8)
+    assert ((output.gate > 0) & (output.gate < 1)).all()
+
+
+@torch.no_grad()
+def test_a_padded_batch_equals_single_calls_and_padding_content_is_ignored(model, inputs):
+    together = model(**inputs).actions
+    for i, length in ((0, 9), (1, 6)):
+        alone = model(**row(inputs, i, length)).actions[0]
+        torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=1e-5)
+    inputs["input_ids"][1, 6:] = 42
+    torch.testing.assert_close(model(**inputs).actions, together, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_a_late_token_changes_an_early_output(model, padded):
+    """Causal attention would pass every other test and lose half the success rate."""
+    g = torch.Generator().manual_seed(1)
+    sequence = torch.randn(1, 12, 32, generator=g)
+    prompt = torch.tensor([[True, True, True, not padded, not padded]])
+    before = model._attend(sequence, prompt, n_front=4, n_back=4)
+    sequence[:, -1] += torch.randn(32, generator=g)
+    after = model._attend(sequence, prompt, n_front=4, n_back=4)
+    assert (before[:, 0] - after[:, 0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_masked_tokens_reach_nobody(model, dtype):
+    g = torch.Generator().manual_seed(1)
+    sequence = torch.randn(1, 12, 32, generator=g)
+    prompt = torch.tensor([[True, True, True, False, False]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        before = model._attend(sequence, prompt, n_front=4, n_back=4)
+        sequence[:, 6:8] = 9.0
+        after = model._attend(sequence, prompt, n_front=4, n_back=4)
+    keep = [i for i in range(12) if i not in (6, 7)]
+    assert torch.equal(before[:, keep], after[:, keep])
+
+
+def test_the_head_reads_from_the_last_prompt_token_to_the_last_but_one_slot(model, inputs):
+    seen = {}
+
+    def note(_module, _args, output):
+        seen["hidden"] = output.last_hidden_state
+
+    hooks = [
+        model.language.register_forward_hook(note),
+        model.head.register_forward_hook(lambda _m, args, _o: seen.update(read=args[0])),
+    ]
+    one = row(inputs, 1, 6)
+    model(**one)
+    for hook in hooks:
+        hook.remove()
+    # BOS, 8 vision tokens, proprio, 5 more prompt tokens, 56 slots, EOS.
+    assert seen["hidden"].shape[1] == 1 + 8 + 1 + 5 + 56 + 1
+    assert torch.equal(seen["read"], seen["hidden"][:, 14 : 14 + 56])
+
+
+@torch.no_grad()
+def test_cached_prior_features_equal_live_ones(model, inputs):
+    live = model(**inputs)
+    features = model.prior_features(inputs["pixels"])
+    cached = model(**inputs, prior_features=features)
+    assert torch.equal(live.actions, cached.actions)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.prior_features(inputs["pixels"]), features)
+
+
+def test_gradients_reach_every_weight_but_the_priors(model, inputs):
+    model.train()
+    model(**inputs).actions.square().mean().backward()
+    reached = {n for n, p in model.named_parameters() if p.grad is not None}
+    expected = {n for n, _ in model.named_parameters() if not n.startswith("vision.prior.")}
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    assert reached == expected
+    assert set(model.trainable_state_dict()) == expected
+
+
+def test_keyed_noise_without_keys_is_refused(inputs):
+    config = tiny_config()
+    keyed = dataclasses.replace(config, prior=dataclasses.replace(config.prior, noise="keyed"))
+    with pytest.raises(ValueError, match="pass one per observation"):
+        VegaModel(keyed)(**inputs)
+    with pytest.raises(ValueError, match="pass one per observation"):
+        VegaModel(keyed).prior_features(inputs["pixels"])
+
+
+def test_features_of_another_prior_are_refused(model, inputs):
+    with pytest.raises(ValueError, match="make the cache anew"):
+        model(**inputs, prior_features=torch.zeros(2, 2, 4, 16))
+
+
+def test_casting_keeps_rotary_frequencies_and_the_prior_in_float32():
+    model = VegaModel(tiny_config())
+    before = model.language.rotary_emb.inv_freq.clone()
+    model.cast(torch.bfloat16)
+    assert torch.equal(model.language.rotary_emb.inv_freq, before)
+    assert {p.dtype for p in model.prior.parameters()} == {torch.float32}
+    assert {v.dtype for v in model.trainable_state_dict().values()} == {torch.bfloat16}
+    model.to(torch.bfloat16)
+    assert torch.equal(model.language.rotary_emb.inv_freq, before)
+
+
+def test_seven_b_has_the_published_sizes():
+    config = PolicyConfig.preset("7b")
+    with torch.device("meta"):
+        model = VegaModel(config, prior=ZeroPrior(config.prior))
+
+    def count(*modules):
+        return sum(p.numel() for m in modules for p in m.parameters())
+
+    towers = 303_230_976 + 427_680_704 - 43_080_480  # without the parts that are never run
+    # transformers gives DINO a position for the class token, which the published tower lacks.
+    assert count(model.vision.semantic) == towers + 1024
+    assert count(model.vision.semantic_projector) == 71_385_600
+    assert count(model.language) == 6_738_939_904 - 131_334_144  # without the word head
+    assert count(model.head) == 151_117_831
+    assert count(model.proprio) == 16_818_176
+    assert model.config.n_vision_tokens == 512
+
+
+def test_nano_is_small_enough_for_the_repository():
+    with torch.device("meta"):
+        model = VegaModel(PolicyConfig(), prior=ZeroPrior(PolicyConfig().prior))
+    assert sum(p.numel() for p in model.parameters()) < 4_000_000
