@@ -24,6 +24,7 @@ _MAX_OPENING = 0.072
 """Metres between the open fingers, with a margin."""
 _GRASP_DEPTH = 0.036
 """Wanted height of an object's top above the grip site, metres."""
+_SHAKE_PERIOD_S = 0.8
 _OPEN, _CLOSE = -1.0, 1.0
 
 
@@ -135,10 +136,14 @@ class PickPlaceExpert:
         return float(self._data.xpos[self._container][2] + self._rim_above_origin)
 
     def _is_held(self) -> bool:
+        return all(self._touching())
+
+    def _touching(self) -> list[bool]:
+        """Return, per finger, whether it touches the object."""
         first, second = self._data.contact.geom1, self._data.contact.geom2
         is_object = self._is_object_geom
         others = {*first[is_object[second]].tolist(), *second[is_object[first]].tolist()}
-        return all(finger & others for finger in self._fingers)
+        return [bool(finger & others) for finger in self._fingers]
 
     def is_placed(self) -> bool:
         """Whether the object lies in the container and the hand has let go."""
@@ -265,10 +270,15 @@ class PickPlaceExpert:
         return self._command(np.r_[aside * is_high, over], wanted, rotation, _CLOSE)
 
     def _retreat(self, position: NDArray[Any], rotation: NDArray[Any]) -> NDArray[np.float64]:
-        rim = self._rim()
-        rise = np.clip(rim + 0.20 - position[2], 0.0, 0.1)
-        is_open = self._closing() < -0.99
-        return self._command(np.r_[0.0, 0.0, rise if is_open else 0.0], rotation, rotation, _OPEN)
+        rise = np.clip(self._rim() + 0.20 - position[2], 0.0, 0.1)
+        if self._closing() > -0.99:
+            return self._command(np.zeros(3), rotation, rotation, _OPEN)
+        if any(self._touching()) and not self._is_inside():
+            # A carton's gable can hang on one open finger: shake it off across the fingers.
+            across = np.cross(rotation @ self._closing_axis, [0.0, 0.0, 1.0])
+            swing = np.sin(2 * np.pi * self._data.time / _SHAKE_PERIOD_S)
+            return self._command(0.08 * swing * across, rotation, rotation, _OPEN)
+        return self._command(np.r_[0.0, 0.0, rise], rotation, rotation, _OPEN)
 
     def _closing(self) -> float:
         """Return the gripper's accumulated command: -1 fully open, +1 fully closed."""
