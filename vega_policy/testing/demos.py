@@ -70,12 +70,17 @@ def write_task(path: Path, demos: list[Demo]) -> None:
 
 
 def write_suite(
-    data_dir: Path, *, suite: str = "libero_object", n_demos: int = 3, n_steps: int = 14
+    data_dir: Path,
+    *,
+    suite: str = "libero_object",
+    n_demos: int = 3,
+    n_steps: int = 14,
+    px: int = 128,
 ) -> Path:
     """Write two tasks with a few demonstrations each; returns ``data_dir``."""
     for index, (task, instruction) in enumerate(TASKS.items()):
         demos = [
-            make_demo(100 * index + k, instruction=instruction, n_steps=n_steps + k)
+            make_demo(100 * index + k, instruction=instruction, n_steps=n_steps + k, px=px)
             for k in range(n_demos)
         ]
         write_task(data_dir / suite / f"{task}_demo.hdf5", demos)

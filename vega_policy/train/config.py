@@ -12,6 +12,8 @@ from vega_policy.data.augment import AugmentConfig
 from vega_policy.data.feature_cache import FeatureDtype
 from vega_policy.policy.config import PolicyConfig
 from vega_policy.spec import ContractError
+from vega_policy.spec.names import require_name
+from vega_policy.train.metrics import SINKS
 from vega_policy.train.schedule import ScheduleConfig
 from vega_policy.train.settings import build
 
@@ -146,6 +148,11 @@ def _out_of_range(config: TrainConfig) -> list[str]:
         )
         if value < least
     ]
+    for sink in config.sinks:
+        try:
+            require_name(sink, SINKS, what="metric sink")
+        except ContractError as error:
+            problems.append(str(error))
     if not 0 <= config.data.held_out < 1:
         problems.append(f"data.held_out is {config.data.held_out}, expected a share below 1")
     if not config.data.dirs:

@@ -1,0 +1,218 @@
+"""Everything before the first update: data, policy, statistics, features, batches."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vega_policy.data.chunks import Batch, ChunkBatches, ChunkDataset, DataSource
+from vega_policy.data.feature_cache import FeatureCache, prior_fingerprint
+from vega_policy.data.libero_hdf5 import task_files
+from vega_policy.policy import VegaPolicy, from_pretrained, load_statistics, parse_statistics
+from vega_policy.policy.pretrained import STATISTICS, resolve
+from vega_policy.spec import ContractError
+from vega_policy.train.config import TrainConfig
+from vega_policy.train.contract import disagreements, look_at
+from vega_policy.train.learner import Learner, Prompts
+from vega_policy.train.normalisation import normalised
+from vega_policy.vision.prior import build_prior
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vega_policy.policy import VegaModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Everything that was prepared before the first update."""
+
+    config: TrainConfig
+    policy: VegaPolicy
+    dataset: ChunkDataset
+    batches: ChunkBatches
+    held_out: list[Batch]
+    learner: Learner
+    origin: dict[str, Any]
+    """Hashes of data and prior: a continued run must find the same."""
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ContractError(
+            "device is 'cuda', this torch sees no GPU; set device=cpu or device=auto"
+        )
+    return torch.device(config.device)
+
+
+def open_policy(config: TrainConfig) -> VegaPolicy | None:
+    """Load the policy to start from, if any, and compare everything with the data."""
+    files = [
+        path
+        for folder in config.data.dirs
+        for suite in config.data.suites
+        for path in task_files(Path(folder), suite)
+    ]
+    policy = None
+    if config.init_from is not None:
+        any_key = next(iter(load_statistics(resolve(config.init_from) / STATISTICS)), None)
+        policy = from_pretrained(config.init_from, unnorm_key=any_key)
+    elif config.prior_path not in (None, "random"):
+        # Loaded for its checks alone: a wrong directory must be known before data are decoded.
+        build_prior(config.policy.prior, path=config.prior_path)
+    keeps_statistics = policy is not None and config.statistics != "data"
+    problems = disagreements(
+        config.policy if policy is None else policy.config,
+        look_at(files[0]),
+        settings=config.policy,
+        statistics_keys=policy.statistics if policy is not None and keeps_statistics else None,
+        suites=config.data.suites,
+    )
+    if problems:
+        raise ContractError(
+            f"{config.init_from or 'the new policy'} does not fit {files[0].parent}: "
+            + "; ".join(problems)
+        )
+    return policy
+
+
+def prepare(
+    config: TrainConfig,
+    start: VegaPolicy | None,
+    device: torch.device,
+    *,
+    should_stop: Callable[[], bool],
+) -> Stage:
+    """Decode the data, make or take over the policy, compute the prior's features.
+
+    Raises:
+        ContractError: The data holds no sample.
+        KeyboardInterrupt: ``should_stop`` said so while features were computed, which can take
+            long; those that are done stay in the cache.
+    """
+    dataset = ChunkDataset.open(
+        DataSource(
+            dirs=tuple(Path(d) for d in config.data.dirs),
+            suites=config.data.suites,
+            cache_dir=None if config.data.cache_dir is None else Path(config.data.cache_dir),
+        ),
+        horizon=config.policy.action.horizon,
+    )
+    policy = _policy_to_train(config, dataset, start)
+    model = policy.model.to(device)
+    prior_hash = prior_fingerprint(model.prior, policy.config.to_dict()["prior"])
+    features = _features(config, dataset, model, fingerprint=prior_hash, should_stop=should_stop)
+    rows = normalised(dataset, policy.statistics)
+
+    def batches(*, held_out: bool) -> ChunkBatches | None:
+        starts = dataset.starts(held_out=held_out, fraction=config.data.held_out)
+        if held_out and len(starts) == 0:
+            return None
+        return ChunkBatches(
+            dataset,
+            starts=starts,
+            targets=rows.targets,
+            proprio=rows.proprio,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            features=features,
+            pin=device.type == "cuda",
+        )
+
+    trained, kept = batches(held_out=False), batches(held_out=True)
+    if trained is None:
+        raise ContractError("no training samples")
+    logger.info(
+        "%d demonstrations, %d steps, %d training samples (%.0f batches an epoch), %d tasks",
+        sum(len(f.lengths) for f in dataset.files),
+        dataset.n_rows,
+        trained.n_samples,
+        trained.batches_per_epoch,
+        len(dataset.instructions),
+    )
+    ids, mask = policy.processor.tokenise(dataset.instructions)
+    learner = Learner(
+        model,
+        prompts=Prompts(ids.to(device), mask.to(device)),
+        config=config.optim,
+        augment=config.data.augment,
+        total_steps=config.steps,
+        precision=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
+        seed=config.seed,
+    )
+    return Stage(
+        config=config,
+        policy=policy,
+        dataset=dataset,
+        batches=trained,
+        held_out=[]
+        if kept is None
+        else [kept.assemble(r) for r in kept.in_order(config.validation_samples)],
+        learner=learner,
+        origin={"files": [f.fingerprint for f in dataset.files], "prior": prior_hash},
+    )
+
+
+def _policy_to_train(
+    config: TrainConfig, dataset: ChunkDataset, start: VegaPolicy | None
+) -> VegaPolicy:
+    suite = config.data.suites[0]
+    if start is None:
+        policy = VegaPolicy.create(
+            config.policy,
+            statistics=parse_statistics(dataset.statistics()),
+            instructions=dataset.instructions,
+            prior_path=None if config.prior_path == "random" else config.prior_path,
+            unnorm_key=suite,
+            seed=config.seed,
+        )
+    else:
+        policy = VegaPolicy(
+            model=start.model,
+            tokenizer=start.tokenizer,
+            statistics=parse_statistics(dataset.statistics())
+            if config.statistics == "data"
+            else start.statistics,
+            unnorm_key=suite,
+        )
+    for parameter in policy.model.parameters():
+        parameter.requires_grad_(True)  # noqa: FBT003 - torch's signature
+    policy.model.prior.requires_grad_(False)  # noqa: FBT003
+    return policy
+
+
+def _features(
+    config: TrainConfig,
+    dataset: ChunkDataset,
+    model: VegaModel,
+    *,
+    fingerprint: str,
+    should_stop: Callable[[], bool],
+) -> FeatureCache | None:
+    settings = config.data.features
+    if not settings.cached:
+        return None
+    device = next(model.parameters()).device
+
+    def compute(pixels: Tensor, keys: Sequence[int]) -> Tensor:
+        if should_stop():
+            raise KeyboardInterrupt
+        return model.prior_features(pixels.to(device), keys=keys)
+
+    return FeatureCache.open(
+        dataset,
+        rows=dataset.starts(held_out=False, fraction=0.0),
+        compute=compute,
+        fingerprint=fingerprint,
+        dtype=settings.dtype,
+        batch_size=settings.batch_size,
+    )
