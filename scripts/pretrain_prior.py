@@ -17,7 +17,7 @@ from vega_policy.train.prior import PretrainConfig, pretrain
 
 def main(config: dict[str, Any]) -> dict[str, Any]:
     """Build the settings and train."""
-    prior = config.pop("prior")
+    prior = config.pop("policy")["prior"]
     sizes = {"dims": prior["dims"], "image_px": prior["image_px"]}
     return pretrain(PretrainConfig.from_dict({**config, **sizes}))
 

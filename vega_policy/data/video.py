@@ -178,7 +178,7 @@ def _decode_mp4(path: Path) -> Iterator[NDArray[np.uint8]]:
         with av.open(str(path)) as container:
             for frame in container.decode(video=0):
                 yield np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-    except (OSError, IndexError) as error:
+    except (av.FFmpegError, OSError, IndexError) as error:
         raise ContractError(
             f"{path} cannot be read: {error}, expected an mp4 video; write it again or move it away"
         ) from error
