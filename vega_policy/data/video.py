@@ -173,12 +173,13 @@ def _read_mp4(path: Path, at: Sequence[int]) -> NDArray[np.uint8]:
 
 def _decode_mp4(path: Path) -> Iterator[NDArray[np.uint8]]:
     import av
+    from av.error import FFmpegError
 
     try:
         with av.open(str(path)) as container:
             for frame in container.decode(video=0):
                 yield np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-    except (av.FFmpegError, OSError, IndexError) as error:
+    except (FFmpegError, OSError, IndexError) as error:
         raise ContractError(
             f"{path} cannot be read: {error}, expected an mp4 video; write it again or move it away"
         ) from error
