@@ -123,6 +123,20 @@ def test_gradients_reach_every_weight_but_the_priors(model, inputs):
     assert set(model.trainable_state_dict()) == expected
 
 
+def test_published_slots_are_zero_vectors_without_a_weight(inputs):
+    config = tiny_config()
+    language = dataclasses.replace(config.language, slots="zeros")
+    zeros = VegaModel(dataclasses.replace(config, language=language))
+    assert "slots" not in zeros.trainable_state_dict()
+    seen = []
+    zeros.language.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    assert zeros(**inputs).actions.shape == (2, 8, 7)
+    assert torch.equal(seen[0][:, -57:-1], torch.zeros(2, 56, 32))
+    assert VegaModel(config).trainable_state_dict()["slots"].shape == (56, 32)
+
+
 def test_keyed_noise_without_keys_is_refused(inputs):
     config = tiny_config()
     keyed = dataclasses.replace(config, prior=dataclasses.replace(config.prior, noise="keyed"))

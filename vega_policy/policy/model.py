@@ -48,9 +48,10 @@ class VegaModel(nn.Module):
     """OpenVLA-OFT's parallel decoding (arXiv:2502.19645) over fused vision tokens.
 
     Sequence: ``BOS | vision tokens, camera by camera | proprio | prompt | t * a slots | EOS``; a
-    slot is a zero vector, as in OpenVLA-OFT, or a learned one. Every token attends to every other one that is not padding. The head reads the hidden
-    states one place to the left of the slots, a habit the checkpoints keep from
-    autoregression: the last prompt token's first, the last slot's never.
+    slot is a zero vector, as in OpenVLA-OFT, or a learned one. Every token attends to every other
+    one that is not padding. The head reads the hidden states one place to the left of the slots, a
+    habit the checkpoints keep from autoregression: the last prompt token's first, the last slot's
+    never.
 
     Prompts of a batch are padded on the right; padding is masked and takes no position, so it does
     not change the answer.
