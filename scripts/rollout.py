@@ -94,6 +94,7 @@ def build_settings(config: dict[str, Any]) -> RolloutSettings:
             key: chosen[key]
             for key in (
                 "seed",
+                "starts",
                 "max_steps",
                 "n_execute",
                 "max_batch",

@@ -67,3 +67,12 @@ def test_every_inference_has_its_own_key():
     assert len(keys) == 225
     assert all(0 <= key < 2**63 for key in keys)
     assert inference_key(EpisodeKey("s", 0, 0), 0) == inference_key(EpisodeKey("s", 0, 0), 0)
+
+
+def test_sampled_starts_are_other_episodes_than_the_evaluation_states():
+    usual = choose(SUITE, tasks="all", init_states=2)
+    sampled = choose(SUITE, tasks="all", init_states=99, starts="sampled")
+    assert not set(usual.keys()) & set(sampled.keys())
+    assert len(sampled.keys()) == 99 * len(SUITE.tasks)
+    with pytest.raises(ContractError, match="did you mean 'sampled'"):
+        choose(SUITE, tasks="all", init_states=2, starts="sample")

@@ -16,7 +16,7 @@ from vega_policy.control import OpenLoop
 from vega_policy.rollout.engine import EngineSettings, LocalEngine
 from vega_policy.rollout.ledger import Ledger, RunHeader
 from vega_policy.rollout.messages import Missing, VideoMode, WorkerSettings
-from vega_policy.rollout.plan import Plan, SuiteInfo, choose
+from vega_policy.rollout.plan import Plan, Starts, SuiteInfo, choose
 from vega_policy.rollout.provenance import commit, host, versions
 from vega_policy.rollout.statistics import Summary, summarise
 from vega_policy.spec import CAMERAS, ContractError, EpisodeResult
@@ -40,6 +40,8 @@ class RolloutSettings:
     init_states: int | list[int] = 2
     """The first so many initial states, or their numbers."""
     seed: int = 0
+    starts: Starts = "evaluation"
+    """``sampled``: placements drawn anew, on which a checkpoint may be chosen."""
     max_steps: int | None = None
     """Step limit; None is the benchmark's."""
     n_execute: int | None = None
@@ -111,7 +113,11 @@ def prepare(settings: RolloutSettings, *, suite: SuiteInfo, action_spec: ActionS
     plan: Plan | None = None
     for check in (
         lambda: choose(
-            suite, tasks=settings.tasks, init_states=settings.init_states, seed=settings.seed
+            suite,
+            tasks=settings.tasks,
+            init_states=settings.init_states,
+            seed=settings.seed,
+            starts=settings.starts,
         ),
         lambda: OpenLoop(spec=action_spec, n_execute=settings.n_execute),
     ):
@@ -156,6 +162,7 @@ def evaluate(
             **defines,
             "suite": suite.name,
             "seed": plan.seed,
+            "starts": plan.starts,
             "max_steps": settings.max_steps,
             "n_execute": settings.n_execute,
         },

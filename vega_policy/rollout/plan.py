@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vega_policy.spec import ActionSpec, ContractError, EpisodeKey
+from vega_policy.spec.names import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,6 +37,12 @@ class SuiteInfo:
         return next(task for task in self.tasks if task.task_id == task_id)
 
 
+Starts = Literal["evaluation", "sampled"]
+
+SAMPLED_START = "sampled_start"
+"""Perturbation of an episode that starts from a placement drawn anew."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is to be run: every chosen task from every chosen initial state."""
@@ -44,11 +51,18 @@ class Plan:
     task_ids: tuple[int, ...]
     init_state_ids: tuple[int, ...]
     seed: int = 0
+    starts: Starts = "evaluation"
 
     def keys(self) -> list[EpisodeKey]:
         """Return the episodes, task by task."""
         return [
-            EpisodeKey(suite=self.suite, task_id=t, init_state_id=i, seed=self.seed)
+            EpisodeKey(
+                suite=self.suite,
+                task_id=t,
+                init_state_id=i,
+                perturbation="none" if self.starts == "evaluation" else SAMPLED_START,
+                seed=self.seed,
+            )
             for t in self.task_ids
             for i in self.init_state_ids
         ]
@@ -65,6 +79,7 @@ def choose(
     tasks: str | int | Sequence[int],
     init_states: int | Sequence[int],
     seed: int = 0,
+    starts: Starts = "evaluation",
 ) -> Plan:
     """Turn what the user asked for into a plan.
 
@@ -73,6 +88,8 @@ def choose(
         tasks: ``"all"``, one task number or a list of them.
         init_states: How many initial states, counted from the first, or a list of their numbers.
         seed: Seed of the environment; 0 is the official protocol.
+        starts: ``evaluation`` plays from the benchmark's initial states, ``sampled`` from
+            placements drawn anew, for choosing a checkpoint without looking at the former.
 
     Raises:
         ContractError: Something does not exist; every problem is listed.
@@ -88,7 +105,9 @@ def choose(
         )
     chosen = [suite.task(t) for t in task_ids if t in known]
     states = _init_states(init_states, problems)
-    for task in chosen:
+    if starts not in get_args(Starts):
+        problems.append(f"unknown rollout.starts {starts!r}; {nearest(starts, get_args(Starts))}")
+    for task in chosen if starts == "evaluation" else []:
         beyond = [i for i in states if not 0 <= i < task.n_init_states]
         if beyond:
             problems.append(
@@ -102,7 +121,9 @@ def choose(
         problems.append(f"rollout.seed is {seed}; use 0 or a positive number")
     if problems:
         raise ContractError("; ".join(problems))
-    return Plan(suite=suite.name, task_ids=task_ids, init_state_ids=states, seed=seed)
+    return Plan(
+        suite=suite.name, task_ids=task_ids, init_state_ids=states, seed=seed, starts=starts
+    )
 
 
 def inference_key(key: EpisodeKey, chunk_index: int) -> int:

@@ -38,6 +38,7 @@ from vega_policy.rollout.messages import (
     ToWorker,
     WorkerSettings,
 )
+from vega_policy.rollout.plan import SAMPLED_START
 from vega_policy.rollout.video import CHUNK_FPS, film, write_mp4
 from vega_policy.spec import (
     CAMERAS,
@@ -96,9 +97,10 @@ class Worker:
         settings = self._settings
         limit = simulator.max_steps if settings.max_steps is None else settings.max_steps
         episode = _Recorder(every_step=settings.video == "all")
-        observation, _ = simulator.reset(
-            seed=key.seed, options={"init_state_id": key.init_state_id}
-        )
+        options: dict[str, Any] = {"init_state_id": key.init_state_id}
+        if key.perturbation == SAMPLED_START:
+            options["init_state"] = "sampled"
+        observation, _ = simulator.reset(seed=key.seed, options=options)
         episode.see(observation)
         outcome: Outcome = "failure"
         detail = ""
