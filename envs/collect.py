@@ -207,8 +207,8 @@ def collect_task(settings: CollectSettings, task_id: int) -> None:
     for k in range(limit):
         if len(_parts(settings, task)) >= settings.demos_per_task:
             break
-        part, failure = folder / f"attempt_{k:04d}.hdf5", folder / f"attempt_{k:04d}.failed.json"
-        if part.exists() or failure.exists():
+        part, note = folder / f"attempt_{k:04d}.hdf5", folder / f"attempt_{k:04d}.json"
+        if part.exists() or note.exists():
             continue
         attempt = demonstrate(
             env,
@@ -218,7 +218,7 @@ def collect_task(settings: CollectSettings, task_id: int) -> None:
             max_learner_chunks=settings.max_learner_chunks,
         )
         if attempt.demo is None:
-            write_atomic(failure, json.dumps({"n_steps": attempt.n_steps}))
+            write_atomic(note, json.dumps({"outcome": attempt.outcome, "steps": attempt.n_steps}))
         else:
             write_demo(part, attempt.demo)
     env.close()
@@ -264,7 +264,7 @@ def measure_task(settings: CollectSettings, task_id: int, n: int) -> TaskCount:
         for k in range(n)
     ]
     env.close()
-    steps = [a.n_steps for a in attempts if a.success]
+    steps = [a.n_steps for a in attempts if a.outcome == "success"]
     return TaskCount(
         task_id=task_id,
         name=env.task.name,
@@ -325,11 +325,11 @@ def _count(settings: CollectSettings, task: Task) -> TaskCount:
 
     parts = _parts(settings, task)
     last = int(parts[-1].stem.split("_")[1]) if parts else -1
-    failures = [
-        f
-        for f in _part_folder(settings, task).glob("attempt_*.failed.json")
-        if int(f.name.split("_")[1][:4]) <= last
-    ]
+    notes = {
+        int(note.stem.split("_")[1]): json.loads(note.read_text())["outcome"]
+        for note in _part_folder(settings, task).glob("attempt_*.json")
+    }
+    failures = [k for k, outcome in notes.items() if outcome == "failure" and k <= last]
     steps = []
     for part in parts:
         with h5py.File(part) as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +43,9 @@ class Disturbances:
 class Attempt:
     """What one attempt gave."""
 
-    success: bool
-    """Whether the goal was reached within the suite's step limit."""
+    outcome: Literal["success", "failure", "learner"]
+    """``failure``: the goal was not reached within the suite's step limit. ``learner``: the learner
+    ended the episode before the expert's turn came, so nothing is said about the expert."""
     demo: Demo | None
     """The recording of a success; None where the environment renders no images."""
     n_steps: int
@@ -91,7 +92,7 @@ def demonstrate(
             observation, _, success, truncated, info = env.step_chunk(actions)
             n_learner_steps += info["n_steps"]
             if success or truncated:
-                return Attempt(success=False, demo=None, n_steps=n_learner_steps)
+                return Attempt(outcome="learner", demo=None, n_steps=n_learner_steps)
     style = Style.sample(rng)
     expert = PickPlaceExpert(env.simulation, style=style)
     pushes = _draw_pushes(rng, disturbances)
@@ -111,9 +112,9 @@ def demonstrate(
         if n_success is not None and step + 1 >= n_success + _TAIL_STEPS:
             break
     if n_success is None:
-        return Attempt(success=False, demo=None, n_steps=env.max_steps)
+        return Attempt(outcome="failure", demo=None, n_steps=env.max_steps)
     if recording is None:
-        return Attempt(success=True, demo=None, n_steps=n_success)
+        return Attempt(outcome="success", demo=None, n_steps=n_success)
     attributes = {
         "seed": seed,
         "suite": env.task.suite,
@@ -126,7 +127,7 @@ def demonstrate(
         "evaluation_distance": distance,
     }
     demo = recording.finish(env.instruction, attributes)
-    return Attempt(success=True, demo=demo, n_steps=n_success)
+    return Attempt(outcome="success", demo=demo, n_steps=n_success)
 
 
 def evaluation_distance(env: LiberoEnv) -> float:

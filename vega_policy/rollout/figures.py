@@ -14,7 +14,7 @@ LINES = ("line-a", "line-b", "line-c")
 """Classes of the lines of a plot, in order."""
 
 _WIDTH = 300
-_MARGIN = 8
+_MARGIN = 14
 
 
 def interval_bar(tally: Tally, total: Tally, *, is_total: bool = False) -> str:

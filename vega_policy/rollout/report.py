@@ -27,6 +27,7 @@ from vega_policy.rollout.ledger import (
     read_sessions,
 )
 from vega_policy.rollout.page import SCRIPT, STYLE
+from vega_policy.rollout.plan import SAMPLED_START
 from vega_policy.rollout.statistics import Summary, Tally, summarise
 from vega_policy.rollout.video import CHUNK_FPS, first_frame
 from vega_policy.spec import EpisodeKey, EpisodeResult
@@ -263,10 +264,15 @@ def _gate_card(run: _Run, task_id: int) -> str:
         for kind, camera in zip(figures.LINES, means, strict=False)
     )
     return f"""<div class="card gate"><h3>{escape(run.names[task_id])}</h3>
-<div class="small soft">initial state {row.key.init_state_id}, {OUTCOMES[row.outcome]}</div>
+<div class="small soft">{_start(row)}, {OUTCOMES[row.outcome]}</div>
 <div class="stills">{stills}</div>
 <div class="bar"><span>{low:.3f} prior</span><i style="background:linear-gradient(90deg,{stops})"></i>
 <span>semantic {high:.3f}</span></div>{plot}{legend}</div>"""
+
+
+def _start(row: EpisodeResult) -> str:
+    kind = "sampled start" if row.key.perturbation == SAMPLED_START else "initial state"
+    return f"{kind} {row.key.init_state_id}"
 
 
 def _choose_embedded(run: _Run) -> set[str]:
@@ -321,7 +327,7 @@ def _group(run: _Run, task_id: int, embedded: set[str]) -> str:
     clips = "".join(_clip(run, r) for r in rows if r.key.name() in embedded)
     links = " ".join(
         f'<a id="{r.key.name()}" data-is="{r.outcome}" href="{escape(str(r.info["video"]))}">'
-        f"initial state {r.key.init_state_id} ({OUTCOMES[r.outcome]})</a>"
+        f"{_start(r)} ({OUTCOMES[r.outcome]})</a>"
         for r in rows
         if r.key.name() not in embedded and r.info.get("video")
     )
@@ -343,7 +349,7 @@ def _clip(run: _Run, row: EpisodeResult) -> str:
         f'<div class="card clip" id="{row.key.name()}" data-is="{row.outcome}">'
         f'<video controls muted loop playsinline preload="none"{poster_uri} src="{source}"></video>'
         f'<div class="line"><span class="badge {row.outcome}">{OUTCOMES[row.outcome]}</span>'
-        f"<span>initial state {row.key.init_state_id}</span><span>{row.n_steps} steps</span></div>"
+        f"<span>{_start(row)}</span><span>{row.n_steps} steps</span></div>"
         f"{detail}</div>"
     )
 
