@@ -397,9 +397,14 @@ def _notes(run: _Run) -> str:
     span = (
         f"{per_task[0]}" if len(per_task) == 1 else f"{per_task[0]} to {per_task[-1]}"
     ) + " per task"
+    starts = (
+        f"initial states {_ranges(states)} of the benchmark's evaluation set"
+        if run.header.defines.get("starts", "evaluation") == "evaluation"
+        else f"placements {_ranges(states)} drawn anew, not from the benchmark's evaluation set"
+    )
     notes = [
-        f"n = {total.episodes} episodes, {span}, from initial states {_ranges(states)} of the "
-        "benchmark's evaluation set. Another selection gives another number.",
+        f"n = {total.episodes} episodes, {span}, from {starts}. Another selection gives another "
+        "number.",
         "The interval is Wilson's, at 95 %: success rates for which a result like this one would "
         "not be unusual if initial states were drawn at random. It knows nothing of other training "
         "seeds, other checkpoints or a real robot.",
