@@ -1,6 +1,6 @@
 """Train the nano prior, a Wan VAE and a Wan transformer, on rollout videos without action labels.
 
-python scripts/pretrain_prior.py data.dir=data/nano suite=libero_object out=runs/prior
+python scripts/pretrain_prior.py data.dir=data/demonstrations suite=libero_object out=runs/prior
 
 Writes ``<out>/prior`` (a diffusers directory that policies read), pictures and metrics; continues after
 a kill. Ends with one JSON line.
