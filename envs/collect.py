@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envs.suites import Task, get_task, tasks
+from envs.expert.pick_place import require_pick_place
+from envs.suites import Task, get_task, parse_problem, tasks
 from vega_policy.data.progress import Progress
 from vega_policy.spec import ContractError, EnvFault
 from vega_policy.spec.episode import EpisodeKey
@@ -101,13 +102,37 @@ def collect(settings: CollectSettings) -> CollectResult:
 
 
 def _check(settings: CollectSettings) -> list[Task]:
-    for name, value in (("demos_per_task", settings.demos_per_task), ("workers", settings.workers)):
-        if value < 1:
-            raise ContractError(f"{name} is {value}, expected at least 1")
+    wrong = [
+        f"collect.{name} is {value!r}, expected a whole number of at least {least}"
+        for name, value, least in (
+            ("demos_per_task", settings.demos_per_task, 1),
+            ("workers", settings.workers, 1),
+            ("camera_px", settings.camera_px, 16),
+            ("max_learner_chunks", settings.max_learner_chunks, 0),
+            ("seed", settings.seed, 0),
+        )
+        if not isinstance(value, int) or value < least
+    ]
     if not 0.0 <= settings.disturbed <= 1.0:
-        raise ContractError(f"disturbed is {settings.disturbed}, expected a share in [0, 1]")
+        wrong.append(f"collect.disturbed is {settings.disturbed}, expected a share in [0, 1]")
+    if settings.checkpoint is not None:
+        wrong += _disagreements(settings, settings.checkpoint)
+    if wrong:
+        raise ContractError("; ".join(wrong))
     ids = settings.task_ids or tuple(range(len(tasks(settings.suite))))
-    return [get_task(settings.suite, i) for i in ids]
+    chosen = [get_task(settings.suite, i) for i in ids]
+    for task in chosen:
+        require_pick_place(parse_problem(task)["goal_state"])
+    return chosen
+
+
+def _disagreements(settings: CollectSettings, checkpoint: str) -> list[str]:
+    from vega_policy.policy.pretrained import load_config, resolve
+
+    wanted = load_config(resolve(checkpoint)).image_px
+    if wanted == settings.camera_px:
+        return []
+    return [f"collect.camera_px is {settings.camera_px}, the checkpoint takes {wanted} px"]
 
 
 def _folder(settings: CollectSettings) -> Path:
@@ -177,11 +202,16 @@ def _run_pool(settings: CollectSettings, left: Sequence[Task], *, tick: Callable
         running: set[Future[None]] = {
             pool.submit(collect_task, settings, task.task_id) for task in left
         }
-        while running:
-            done, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-            tick()
-            for future in done:
-                future.result()
+        try:
+            while running:
+                done, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                tick()
+                for future in done:
+                    future.result()
+        except BaseException:
+            # Otherwise leaving the block would first play every task that still waits.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _count_parts(settings: CollectSettings, some: Sequence[Task]) -> int:
@@ -192,7 +222,7 @@ def collect_task(settings: CollectSettings, task_id: int) -> None:
     """Collect one task in this process; what earlier runs left is kept.
 
     Raises:
-        EnvFault: The expert fails too often, or the physics became unstable.
+        EnvFault: The expert fails too often.
     """
     from envs.expert.demonstrate import Disturbances, demonstrate
     from envs.libero import LiberoEnv
@@ -201,7 +231,7 @@ def collect_task(settings: CollectSettings, task_id: int) -> None:
     _end_with_parent()
     task = get_task(settings.suite, task_id)
     folder = _part_folder(settings, task)
-    learner = _load_learner(settings.checkpoint)
+    learner = _load_learner(settings.checkpoint, suite=settings.suite)
     env = LiberoEnv(suite=settings.suite, task_id=task_id, camera_px=settings.camera_px)
     limit = int(settings.demos_per_task * settings.max_attempts_factor) + 5
     for k in range(limit):
@@ -210,13 +240,18 @@ def collect_task(settings: CollectSettings, task_id: int) -> None:
         part, note = folder / f"attempt_{k:04d}.hdf5", folder / f"attempt_{k:04d}.json"
         if part.exists() or note.exists():
             continue
-        attempt = demonstrate(
-            env,
-            seed=_seed(settings, task_id, k),
-            disturbances=Disturbances(probability=settings.disturbed),
-            learner=learner,
-            max_learner_chunks=settings.max_learner_chunks,
-        )
+        try:
+            attempt = demonstrate(
+                env,
+                seed=_seed(settings, task_id, k),
+                disturbances=Disturbances(probability=settings.disturbed),
+                learner=learner,
+                max_learner_chunks=settings.max_learner_chunks,
+            )
+        except EnvFault as error:
+            # The same seed would break again; another scene takes its place.
+            write_atomic(note, json.dumps({"outcome": "fault", "detail": str(error)}))
+            continue
         if attempt.demo is None:
             write_atomic(note, json.dumps({"outcome": attempt.outcome, "steps": attempt.n_steps}))
         else:
@@ -291,15 +326,16 @@ def _end_with_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _load_learner(checkpoint: str | None) -> Any:
+def _load_learner(checkpoint: str | None, *, suite: str) -> Any:
     if checkpoint is None:
         return None
     import torch
 
     from vega_policy.policy import from_pretrained
+    from vega_policy.policy.pretrained import statistics_key
 
     torch.set_num_threads(1)
-    policy = from_pretrained(checkpoint)
+    policy = from_pretrained(checkpoint, unnorm_key=statistics_key(checkpoint, suite=suite))
     return lambda observation, key: policy.act([observation], keys=[key])[0].actions
 
 
@@ -310,7 +346,7 @@ def _merge(settings: CollectSettings, task: Task) -> Path:
     bddl = Path(task.bddl_file)
     attributes = TaskAttributes(
         instruction=task.instruction,
-        problem_name="libero_floor_manipulation",
+        problem_name=str(parse_problem(task)["problem_name"]),
         bddl_file_name=f"{bddl.parent.name}/{bddl.name}",
         extra={"starts_from_evaluation_states": False, "seed": settings.seed},
     )

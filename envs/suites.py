@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -96,6 +96,14 @@ def get_task(suite: str, task_id: int) -> Task:
             f"{suite} has tasks 0 to {len(found) - 1}, got {task_id}; choose one of these"
         )
     return found[task_id]
+
+
+def parse_problem(task: Task) -> dict[str, Any]:
+    """Return LIBERO's reading of a task's problem file (``goal_state``, ``problem_name``, ...)."""
+    with quiet():
+        return libero_module("libero.libero.envs.bddl_utils").robosuite_parse_problem(
+            str(task.bddl_file)
+        )
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from hydra_cli import run
 
 from envs.collect import CollectSettings, TaskCount, collect, measure
 from vega_policy.rollout.statistics import wilson
+from vega_policy.spec import ContractError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,15 +27,17 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     settings = CollectSettings(
         suite=config["suite"]["name"],
         data_dir=Path(config["data_dir"]),
-        task_ids=tuple(chosen["tasks"] or ()),
+        task_ids=_task_ids(chosen["tasks"]),
         demos_per_task=chosen["demos_per_task"],
         seed=chosen["seed"],
         camera_px=chosen["camera_px"],
-        workers=chosen["workers"] or len(os.sched_getaffinity(0)),
+        workers=(len(os.sched_getaffinity(0)) if chosen["workers"] is None else chosen["workers"]),
         disturbed=float(chosen["disturbed"]),
         checkpoint=chosen["checkpoint"],
         max_learner_chunks=chosen["max_learner_chunks"],
     )
+    if chosen["measure"] < 0:
+        raise ContractError(f"collect.measure is {chosen['measure']}, expected 0 or more scenes")
     counts = (
         measure(settings, n=chosen["measure"]) if chosen["measure"] else collect(settings).counts
     )
@@ -44,6 +47,19 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
         "successes": sum(c.successes for c in counts),
         "data_dir": None if chosen["measure"] else str(settings.data_dir),
     }
+
+
+def _task_ids(value: object) -> tuple[int, ...]:
+    """Read ``null`` (all), a number or a list of them."""
+    if value is None:
+        return ()
+    given = value if isinstance(value, list) else [value]
+    ids = tuple(i for i in given if isinstance(i, int) and not isinstance(i, bool))
+    if not ids or len(ids) != len(given):
+        raise ContractError(
+            f"collect.tasks is {value!r}, expected null (all), a number or a list such as [0,3]"
+        )
+    return ids
 
 
 def table(counts: Sequence[TaskCount]) -> str:

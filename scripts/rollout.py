@@ -139,8 +139,8 @@ def build_policy(config: dict[str, Any], suite: SuiteInfo) -> tuple[Policy, dict
         return FakePolicy(), {"checkpoint_sha256": checkpoint, "camera_px": camera_px or 128}
     import torch
 
-    from vega_policy.policy import from_pretrained
-    from vega_policy.policy.pretrained import load_config, resolve
+    from vega_policy.policy import choose_device, from_pretrained
+    from vega_policy.policy.pretrained import load_config, resolve, statistics_key
 
     folder = resolve(checkpoint)
     trained = load_config(folder)
@@ -152,8 +152,9 @@ def build_policy(config: dict[str, Any], suite: SuiteInfo) -> tuple[Policy, dict
             "px as they are; leave rollout.camera_px=null"
         )
     torch.set_num_threads(config["rollout"]["torch_threads"])
-    device = config["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = from_pretrained(folder, device=device, expected=suite.action_spec)
+    device = choose_device(config["device"])
+    key = statistics_key(folder, suite=suite.name)
+    policy = from_pretrained(folder, device=device, unnorm_key=key, expected=suite.action_spec)
     defines = {
         "checkpoint_sha256": checkpoint_sha256(folder),
         "camera_px": camera_px,

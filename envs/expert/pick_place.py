@@ -10,13 +10,16 @@ after a failed grasp or from wherever a learned policy has left the arm, and lab
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.expert.geometry import Width, collision_points, subtree, widths
 from vega_policy.spec import ContractError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 """Grip frame with the fingers pointing down, hand at yaw 0."""
@@ -81,13 +84,8 @@ class PickPlaceExpert:
     def __init__(self, simulation: Any, *, style: Style | None = None) -> None:
         self._env, self._model, self._data = simulation.handle, simulation.model, simulation.data
         self.style = style or Style()
-        goals = [g for g in self._env.parsed_problem["goal_state"] if g[0] == "in"]
-        if len(goals) != 1 or len(self._env.parsed_problem["goal_state"]) != 1:
-            raise ContractError(
-                f"the expert solves one (In object region) goal, got "
-                f"{self._env.parsed_problem['goal_state']}; choose a task of libero_object"
-            )
-        _, self._object_name, self._region_name = goals[0]
+        goal = self._env.parsed_problem["goal_state"]
+        self._object_name, self._region_name = require_pick_place(goal)
         region = self._env.object_sites_dict[self._region_name]
         self._object = self._body(self._object_name)
         self._container = self._body(region.parent_name)
@@ -145,10 +143,6 @@ class PickPlaceExpert:
         others = {*first[is_object[second]].tolist(), *second[is_object[first]].tolist()}
         return [bool(finger & others) for finger in self._fingers]
 
-    def is_placed(self) -> bool:
-        """Whether the object lies in the container and the hand has let go."""
-        return self._is_inside() and not self._is_held()
-
     def _is_let_go(self) -> bool:
         """Whether the object is loose, and in the container or falling into it."""
         points = self._points()
@@ -181,11 +175,14 @@ class PickPlaceExpert:
                 closing = np.array([np.cos(width.yaw), np.sin(width.yaw)])
                 off_centre = abs(float((width.centre - whole.centre) @ closing))
                 room = max(width.width, whole.width + 2 * off_centre)
-                if room > _MAX_OPENING or width.width < 0.006:
+                if width.width < 0.006:
                     continue
                 # A turn of the wrist costs time; a wide object costs tolerance.
                 turn = abs(_wrap_half(width.yaw - hand_yaw))
                 cost = abs(z - wanted) / 0.01 + 2.0 * turn + room / 0.015
+                # An object too wide in every direction is tried at its narrowest: a failed
+                # attempt is an honest outcome, and it may have been turned by then.
+                cost += 1000.0 * max(0.0, room - _MAX_OPENING) / 0.001
                 for shift in _shifts(slab, width):
                     across = np.array([-closing[1], closing[0]])
                     point = np.r_[width.centre + shift * across, z]
@@ -194,7 +191,8 @@ class PickPlaceExpert:
                     if best is None or total < best[0] - 1e-9:
                         best = (total, point, width.yaw)
         if best is None:
-            raise ContractError(f"{self._object_name} is too wide for the gripper in this pose")
+            middle = (points[:, :2].max(axis=0) + points[:, :2].min(axis=0)) / 2
+            best = (0.0, np.r_[middle, wanted], hand_yaw)
         _, point, yaw = best
         rotation = self._rotation()
         axis = np.array([np.cos(yaw), np.sin(yaw), 0.0])
@@ -295,6 +293,20 @@ class PickPlaceExpert:
         move *= min(1.0, self.style.speed / max(float(np.linalg.norm(move)), 1e-9))
         twist = np.clip(_axis_angle(wanted @ rotation.T) * 1.5, -0.6, 0.6)
         return np.r_[np.clip(move, -1, 1), twist, grip]
+
+
+def require_pick_place(goal: Sequence[Sequence[str]]) -> tuple[str, str]:
+    """Return the object and the region of a goal state that is one ``(In object region)``.
+
+    Raises:
+        ContractError: The goal is another one.
+    """
+    if len(goal) != 1 or goal[0][0] != "in":
+        raise ContractError(
+            f"the expert solves one (In object region) goal, got {goal}; "
+            "choose a task of libero_object"
+        )
+    return goal[0][1], goal[0][2]
 
 
 def _shifts(slab: NDArray[Any], width: Width) -> NDArray[np.float64]:

@@ -97,7 +97,7 @@ class ChunkDataset:
         """
         # Every folder is looked up before the first file is decoded, which can take minutes.
         found = [
-            (path, suite, source.cache_dir or folder / ".cache")
+            (path, suite, _cache_folder(source, folder))
             for folder in source.dirs
             for suite in source.suites
             for path in task_files(folder, suite)
@@ -277,3 +277,10 @@ def _chunk_starts(mask: NDArray[np.uint8], horizon: int) -> NDArray[np.int64]:
 def _is_held_out(name: str, fraction: float) -> bool:
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     return number / 2**64 < fraction
+
+
+def _cache_folder(source: DataSource, folder: Path) -> Path:
+    """Return where a data folder is decoded to: in itself, or below a common cache by its path."""
+    if source.cache_dir is None:
+        return folder / ".cache"
+    return source.cache_dir / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]

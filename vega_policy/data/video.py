@@ -17,6 +17,7 @@ import numpy as np
 
 from vega_policy.data.libero_hdf5 import SUFFIX, DemoRef, list_demos, open_demo, read_images
 from vega_policy.spec import CAMERAS, ContractError
+from vega_policy.spec.names import require_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,6 +53,9 @@ def list_videos(data_dir: Path | str, suite: str) -> list[Video]:
         ContractError: There are none.
     """
     folder = Path(data_dir) / suite
+    if not folder.is_dir() and Path(data_dir).is_dir():
+        there = [path.name for path in _visible(Path(data_dir).iterdir())]
+        require_name(suite, there, what=f"suite in {data_dir}")
     files = _visible(folder.glob("*.hdf5"))
     merged = {path.name.removesuffix(SUFFIX) for path in files}
     files += [

@@ -1,6 +1,7 @@
 """OpenVLA-OFT with fused vision tokens: configuration, processor, model, checkpoints."""
 
 from vega_policy.policy.config import PolicyConfig
+from vega_policy.policy.device import choose_device
 from vega_policy.policy.model import ModelOutput, VegaModel
 from vega_policy.policy.policy import VegaPolicy
 from vega_policy.policy.pretrained import from_pretrained
@@ -13,6 +14,7 @@ __all__ = [
     "PolicyConfig",
     "VegaModel",
     "VegaPolicy",
+    "choose_device",
     "from_pretrained",
     "load_statistics",
     "parse_statistics",

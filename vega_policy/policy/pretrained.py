@@ -156,6 +156,14 @@ def known_checkpoints(beside: Path | None = None) -> list[str]:
     return sorted(n for n in names if not Path(n).name.startswith("."))
 
 
+def statistics_key(path_or_id: Path | str, *, suite: str) -> str | None:
+    """Return the key of a suite's statistics, or None where the checkpoint has other keys.
+
+    With None, loading takes the only key there is, or lists them.
+    """
+    return suite if suite in load_statistics(resolve(path_or_id) / STATISTICS) else None
+
+
 def load_config(folder: Path | str) -> PolicyConfig:
     """Read a checkpoint's configuration.
 

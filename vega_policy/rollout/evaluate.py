@@ -71,9 +71,11 @@ class RolloutSettings:
         ]
         if not self.cameras:
             found.append(f"rollout.cameras is empty; choose among {', '.join(CAMERAS)}")
-        for name in ("workers", "max_batch", "max_steps"):
+        for name in ("workers", "max_batch", "max_steps", "n_execute"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not isinstance(value, int):
+                found.append(f"rollout.{name} is {value!r}; use a whole number of at least 1")
+            elif value is not None and value < 1:
                 found.append(f"rollout.{name} is {value}; use at least 1")
         for name in ("max_delay_ms", "max_restarts"):
             if getattr(self, name) < 0:

@@ -96,6 +96,7 @@ class Worker:
         built_s = time.perf_counter() - started
         settings = self._settings
         limit = simulator.max_steps if settings.max_steps is None else settings.max_steps
+        simulator.max_steps = limit
         episode = _Recorder(every_step=settings.video == "all")
         options: dict[str, Any] = {"init_state_id": key.init_state_id}
         if key.perturbation == SAMPLED_START:

@@ -18,11 +18,12 @@ import torch
 
 from vega_policy.data.prefetch import prefetched
 from vega_policy.data.progress import Progress
+from vega_policy.policy import choose_device
 from vega_policy.spec import PolicyFault
 from vega_policy.spec.files import write_atomic
 from vega_policy.train import checkpoint
 from vega_policy.train.metrics import Sinks, build_sinks, plot_losses, read_records
-from vega_policy.train.preparation import Stage, choose_device, open_policy, prepare
+from vega_policy.train.preparation import Stage, open_policy, prepare
 from vega_policy.train.run_folder import locked, require_same_origin, require_same_run
 from vega_policy.train.tally import Clock, Window
 from vega_policy.train.validation import validate
@@ -71,7 +72,7 @@ def train(config: TrainConfig, *, should_stop: Callable[[], bool] = lambda: Fals
             and nothing was written. Or another process trains in the same folder.
         CheckpointError: The run on disk is of other settings, data or prior.
     """
-    device = choose_device(config)
+    device = choose_device(config.device)
     require_same_run(config)
     policy = open_policy(config)
     with locked(config.run_dir), torch.random.fork_rng(devices=[]):
@@ -159,16 +160,25 @@ def _record(stage: Stage, sinks: Sinks, window: Window, clock: Clock, *, step: i
         "epoch": (step + 1) * stage.config.accumulate / stage.batches.batches_per_epoch,
         **clock.lap(),
     }
-    if not math.isfinite(record["loss"]):
+    _require_finite(record["loss"], step=step + 1)
+    sinks.write(record)
+
+
+def _require_finite(loss: float, *, step: int) -> None:
+    if not math.isfinite(loss):
         raise PolicyFault(
-            f"the loss is {record['loss']} at step {step + 1}, expected a finite number; lower "
+            f"the loss is {loss} at step {step}, expected a finite number; lower "
             "optim.schedule.peak, or set precision=float32. The last checkpoint is from before it"
         )
-    sinks.write(record)
 
 
 def _save(stage: Stage, window: Window, done: int) -> None:
     run_dir = stage.config.run_dir
+    _require_finite(window.loss, step=done)
+    # The policy first: a run killed in between continues from the older state and writes it again,
+    # whereas a finished state beside an older policy would never be put right.
+    with stage.learner.average.applied():
+        stage.policy.save_pretrained(run_dir / "policy", card=_card(stage, window, done))
     checkpoint.save(
         run_dir / "checkpoint",
         checkpoint.RunState(
@@ -181,8 +191,6 @@ def _save(stage: Stage, window: Window, done: int) -> None:
             },
         ),
     )
-    with stage.learner.average.applied():
-        stage.policy.save_pretrained(run_dir / "policy", card=_card(stage, window, done))
     plot_losses(read_records(run_dir / "metrics.jsonl"), run_dir / "loss.png")
 
 

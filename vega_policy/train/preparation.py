@@ -13,7 +13,12 @@ from torch import Tensor
 from vega_policy.data.chunks import Batch, ChunkBatches, ChunkDataset, DataSource
 from vega_policy.data.feature_cache import FeatureCache, prior_fingerprint
 from vega_policy.data.libero_hdf5 import task_files
-from vega_policy.policy import VegaPolicy, from_pretrained, load_statistics, parse_statistics
+from vega_policy.policy import (
+    VegaPolicy,
+    from_pretrained,
+    load_statistics,
+    parse_statistics,
+)
 from vega_policy.policy.pretrained import STATISTICS, resolve
 from vega_policy.spec import ContractError
 from vega_policy.train.config import TrainConfig
@@ -42,16 +47,6 @@ class Stage:
     learner: Learner
     origin: dict[str, Any]
     """Hashes of data and prior: a continued run must find the same."""
-
-
-def choose_device(config: TrainConfig) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ContractError(
-            "device is 'cuda', this torch sees no GPU; set device=cpu or device=auto"
-        )
-    return torch.device(config.device)
 
 
 def open_policy(config: TrainConfig) -> VegaPolicy | None:

@@ -19,7 +19,6 @@ from vega_policy.vision.semantic import SemanticConfig, SemanticTowers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,6 @@ class VisionStream(nn.Module):
         self.prior = build_prior(config.prior) if prior is None else prior
         self.prior_projector = _prior_projector(config.prior.width, config.projector, width)
         self.fusion = build_fusion(config.fusion.name, width=width)
-
-    @classmethod
-    def from_prior_path(cls, config: VisionConfig, *, width: int, path: Path | str) -> VisionStream:
-        """Build the stream around a prior read from a directory."""
-        return cls(config, width=width, prior=build_prior(config.prior, path=path))
 
     @property
     def n_tokens(self) -> int:

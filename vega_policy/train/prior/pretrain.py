@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vega_policy.data.video import Video, hold_out, list_videos, read_clips
+from vega_policy.policy.device import choose_device
 from vega_policy.spec.files import write_atomic
 from vega_policy.train.prior.autoencoder import (
     autoencoder_loss,
@@ -81,9 +82,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
+    device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = _device(config)
     videos = list_videos(config.data.dir, config.suite)
     frames = _read(videos, config)
     out = config.out_dir
@@ -127,12 +128,6 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     text = json.dumps({**numbers, "config": config.to_dict()}, indent=2) + "\n"
     write_atomic(prior_dir / "metrics.json", text)
     return {**numbers, "prior_dir": str(prior_dir), "pictures": [str(path) for path in pictures]}
-
-
-def _device(config: PretrainConfig) -> torch.device:
-    if config.device != "auto":
-        return torch.device(config.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _read(videos: list[Video], config: PretrainConfig) -> Frames:

@@ -175,8 +175,8 @@ def _out_of_range(config: PretrainConfig) -> list[str]:
     if config.flow.shift <= 0:
         problems.append(f"flow.shift is {config.flow.shift}, expected a positive number")
     problems += [
-        f"{where}.max_minutes is {stage.max_minutes}, expected a positive number or null"
+        f"{where}.max_minutes is {stage.max_minutes}, expected a positive number, or 0 for none"
         for where, stage in stages.items()
-        if stage.max_minutes is not None and stage.max_minutes <= 0
+        if stage.max_minutes is not None and stage.max_minutes < 0
     ]
     return problems

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vega_policy.spec import CheckpointError
+from vega_policy.spec import CheckpointError, PolicyFault
 from vega_policy.train.checkpoint import (
     RunState,
     load_latest,
@@ -126,7 +126,7 @@ def run_stage(
             scalars = {"loss": value, "gradient_norm": norm, **parts}
             record = {name: float(scalar.detach()) for name, scalar in scalars.items()}
             if not math.isfinite(record["loss"]):
-                raise FloatingPointError(
+                raise PolicyFault(
                     f"{around.name}: the loss of update {step} is {record['loss']}; lower the "
                     "learning rate or use precision=float32"
                 )
@@ -152,13 +152,13 @@ def learning_rate(step: int, progress: float, config: StageConfig) -> float:
 
 def _progress(step: int, spent_s: float, config: StageConfig) -> float:
     """Return how far the stage is, by updates or by time, whichever is further."""
-    by_time = spent_s / (60 * config.max_minutes) if config.max_minutes is not None else 0.0
+    by_time = spent_s / (60 * config.max_minutes) if config.max_minutes else 0.0
     return max(step / config.steps, by_time)
 
 
 def _say(name: str, step: int, config: StageConfig, loss: float, spent_s: float) -> None:
     left = spent_s / step * (config.steps - step)
-    if config.max_minutes is not None:
+    if config.max_minutes:
         left = min(left, 60 * config.max_minutes - spent_s)
     minutes, seconds = divmod(max(0, round(left)), 60)
     log.info(
