@@ -54,6 +54,8 @@ def libero_module(name: str = "libero.libero") -> ModuleType:
         ContractError: No distribution that provides ``libero.libero`` is installed, or it cannot
             be imported here (a missing off-screen GL library, say).
     """
+    # robosuite advises three times, in every process, to make a file nobody needs.
+    logging.getLogger("robosuite_logs").addFilter(_is_no_advice_on_macros)
     try:
         with quiet():
             if not _has_own_configuration():
@@ -72,6 +74,10 @@ def libero_module(name: str = "libero.libero") -> ModuleType:
             "no LIBERO distribution is installed (no module libero.libero); "
             "install the simulator extra: pip install -e '.[sim]' -c constraints.txt"
         ) from error
+
+
+def _is_no_advice_on_macros(record: logging.LogRecord) -> bool:
+    return "macro" not in record.getMessage()
 
 
 @functools.cache

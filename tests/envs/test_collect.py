@@ -99,3 +99,24 @@ def test_settings_that_differ_from_the_folder_are_all_listed(tmp_path):
     assert done.returncode == 2
     assert "seed is 0 now, was 7" in done.stderr
     assert "camera_px is 128 now, was 64" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("collect.checkpoint=nano-libero-objekt", "nano-libero-object"),
+        ("suite=libero_goal", "choose a task of libero_object"),
+        ("suite=libero_objekt", "libero_object"),
+        ("collect.tasks=all", "a number or a list"),
+        ("collect.max_learner_chunks=-1", "at least 0"),
+        ("collect.demos_per_tsk=3", "demos_per_task"),
+    ],
+)
+def test_bad_input_is_answered_before_anything_is_written(tmp_path, override, advice):
+    data_dir = tmp_path / "data"
+    command = [sys.executable, "scripts/collect.py", f"data_dir={data_dir}", override]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert advice in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not data_dir.exists()
