@@ -174,7 +174,8 @@ def _require_finite(loss: float, *, step: int) -> None:
 
 def _save(stage: Stage, window: Window, done: int) -> None:
     run_dir = stage.config.run_dir
-    _require_finite(window.loss, step=done)
+    # The sum since the last record: what was recorded before has been checked then.
+    _require_finite(float(window.tensor[0]), step=done)
     # The policy first: a run killed in between continues from the older state and writes it again,
     # whereas a finished state beside an older policy would never be put right.
     with stage.learner.average.applied():
