@@ -46,6 +46,8 @@ def main(config):
     if config.get("suite") == "fault":
         raise EnvFault("the simulator broke")
     if config.get("suite") == "interrupt":
+        # A process started in the background inherits that the signal is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
     return {"config": config, "run_dir": Path("runs/x"), "loss": float("nan")}
 

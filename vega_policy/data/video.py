@@ -17,7 +17,7 @@ import numpy as np
 
 from vega_policy.data.libero_hdf5 import SUFFIX, DemoRef, list_demos, open_demo, read_images
 from vega_policy.spec import CAMERAS, ContractError
-from vega_policy.spec.names import require_name
+from vega_policy.spec.names import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,7 +55,10 @@ def list_videos(data_dir: Path | str, suite: str) -> list[Video]:
     folder = Path(data_dir) / suite
     if not folder.is_dir() and Path(data_dir).is_dir():
         there = [path.name for path in _visible(Path(data_dir).iterdir())]
-        require_name(suite, there, what=f"suite in {data_dir}")
+        raise ContractError(
+            f"no videos of suite {suite!r} in {data_dir}: {nearest(suite, there)}; "
+            "run scripts/collect.py or set data.dir and suite"
+        )
     files = _visible(folder.glob("*.hdf5"))
     merged = {path.name.removesuffix(SUFFIX) for path in files}
     files += [
