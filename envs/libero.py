@@ -137,7 +137,8 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
             actions: (n, 7), n >= 1. Ends early when the goal is reached or the step limit is.
 
         Returns:
-            Gymnasium's five values; ``info["n_steps"]`` counts the actions applied.
+            Gymnasium's five values; ``info["n_steps"]`` counts the actions applied, and
+            ``info["states"]`` (n_steps, s) is the simulator state after each of them.
 
         Raises:
             ContractError: The actions have another shape or are not finite.
@@ -152,14 +153,17 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
         if not np.isfinite(actions).all():
             raise ContractError("actions hold NaN or infinity; stop the policy that made them")
         success, done = False, 0
+        states: list[NDArray[np.float64]] = []
         for action in actions:
             success = self.simulation.step(action)
+            states.append(self.simulation.state())
             done += 1
             self._n_steps += 1
             if success or self._n_steps >= self.max_steps:
                 break
         truncated = not success and self._n_steps >= self.max_steps
-        return self._observe(), float(success), success, truncated, {"n_steps": done}
+        info = {"n_steps": done, "states": np.stack(states)}
+        return self._observe(), float(success), success, truncated, info
 
     def _observe(self) -> dict[str, Any]:
         images = {name: self.simulation.image(name, self.camera_px) for name in self._cameras}

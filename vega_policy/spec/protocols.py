@@ -48,7 +48,11 @@ class Simulator(Protocol):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode; ``options={"init_state_id": k}`` chooses the initial state.
+        """Start an episode.
+
+        ``options``: ``init_state_id`` chooses the initial state; ``perturbation`` and
+        ``repetition`` are those of the `EpisodeKey`. Afterwards ``instruction`` is what the policy
+        is to be told, rewritten where the perturbation says so.
 
         Returns the observation (``agentview``, ``wrist``: (h, w, 3) uint8; ``proprio``: (8,)) and
         an info dictionary.
@@ -60,7 +64,8 @@ class Simulator(Protocol):
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Apply (n, 7) actions, stopping early at success; render only the last observation.
 
-        Returns Gymnasium's five values; ``info["n_steps"]`` is how many actions were applied.
+        Returns Gymnasium's five values; ``info["n_steps"]`` is how many actions were applied and
+        ``info["states"]`` (n_steps, s) float64 is the simulator state after each.
         """
         ...
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SUITES = {"fake_reach": 10, "fake_small": 2}
 """Suites and their number of tasks."""
 N_INIT_STATES = 50
+PERTURBATIONS = ("none", "wind-1", "dark-1")
+"""``wind-1``: the hand starts elsewhere; ``dark-1``: the block has another colour, unseen by
+`FakePolicy`."""
 TASKS = ("red", "green", "blue", "yellow", "orange", "violet", "cyan", "pink", "white", "brown")
 BLOCK_RGB = (210, 60, 50)
 """Colour of the block in every task; `FakePolicy` looks for it."""
@@ -109,6 +112,7 @@ class FakeEnv:
         self._faults = tuple(faults)
         self._init_state_id = 0
         self._n_steps = 0
+        self._perturbation = "none"
         self._hand = np.zeros(3)
         self._block = np.zeros(3)
 
@@ -121,6 +125,11 @@ class FakeEnv:
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(what.encode()).digest()[:8]))
         self._hand = np.array([0.0, -0.3, 0.2])
         self._block = np.append(rng.uniform(-0.4, 0.4, 2), 0.02)
+        self._perturbation = str((options or {}).get("perturbation", "none"))
+        if self._perturbation not in PERTURBATIONS:
+            raise ContractError(f"there is no perturbation {self._perturbation!r}")
+        if self._perturbation == "wind-1":
+            self._hand[:2] += rng.uniform(-0.1, 0.1, 2)
         self._n_steps = 0
         return self._observe(), {}
 
@@ -133,16 +142,19 @@ class FakeEnv:
             if here and self._n_steps >= fault.at_step:
                 fault.strike()
         succeeded, done = False, 0
+        states: list[NDArray[np.float64]] = []
         for action in actions:
             time.sleep(self._step_s)
             self._hand = self._hand + _STEP_M * np.clip(action[:3], -1.0, 1.0)
+            states.append(self.sim_state())
             done += 1
             succeeded = bool(np.abs(self._hand - self._block).max() < _REACH_M)
             if succeeded or self._n_steps + done >= self.max_steps:
                 break
         self._n_steps += done
         truncated = not succeeded and self._n_steps >= self.max_steps
-        return self._observe(), float(succeeded), succeeded, truncated, {"n_steps": done}
+        info = {"n_steps": done, "states": np.stack(states)}
+        return self._observe(), float(succeeded), succeeded, truncated, info
 
     def sim_state(self) -> NDArray[np.float64]:
         """Return hand and block, (6,)."""
@@ -168,7 +180,7 @@ class FakeEnv:
         checks = (np.floor(x * 10) + np.floor(y * 10)) % 2
         image = (np.array([150, 132, 112]) + 14 * checks[..., None]).astype(np.uint8)
         block = np.maximum(np.abs(x - self._block[0]), np.abs(y - self._block[1])) < 0.04
-        image[block] = BLOCK_RGB
+        image[block] = BLOCK_RGB if self._perturbation != "dark-1" else (90, 30, 25)
         ring = np.abs(np.hypot(x - self._hand[0], y - self._hand[1]) - 0.04) < 0.012
         image[ring] = (40, 44, 52)
         return image
