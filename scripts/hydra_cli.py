@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 USAGE = """\
-usage: python {script} [key=value ...] [--cfg | --help]
+usage: python {script}{positional} [key=value ...] [--cfg | --help]
 
   key=value     a setting below, or a group and one of its options
   --cfg         print the configuration with these settings, and stop
@@ -54,6 +54,7 @@ def run(
     config_name: str,
     main: Callable[[dict[str, Any]], Mapping[str, Any]],
     *,
+    positional: Sequence[str] = (),
     config_dir: Path = CONFIG_DIR,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
@@ -62,6 +63,7 @@ def run(
     Args:
         config_name: Name of the YAML file without suffix.
         main: The work; gets plain dictionaries, lists and scalars, interpolations resolved.
+        positional: Settings that arguments without ``=`` are given to, in this order.
         config_dir: Where the YAML lives, with one folder per group.
         argv: The overrides; by default those of the command line.
     """
@@ -76,9 +78,9 @@ def run(
     try:
         if "-h" in arguments or "--help" in arguments:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `--help | head`
-            print(help_text(config_name, config_dir=config_dir))
+            print(help_text(config_name, positional=positional, config_dir=config_dir))
             sys.exit(0)
-        overrides = [argument for argument in arguments if argument != "--cfg"]
+        overrides = named([a for a in arguments if a != "--cfg"], positional)
         config = load_config(config_name, overrides, config_dir=config_dir)
         if "--cfg" in arguments:
             print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
@@ -159,14 +161,41 @@ def find_groups(config_name: str, *, config_dir: Path = CONFIG_DIR) -> dict[str,
     }
 
 
-def help_text(config_name: str, *, config_dir: Path = CONFIG_DIR) -> str:
+def named(arguments: Sequence[str], positional: Sequence[str]) -> list[str]:
+    """Give arguments that are neither ``key=value`` nor an option the names of settings, in order.
+
+    Raises:
+        ContractError: There are more of them than settings.
+    """
+    free = list(positional)
+    result: list[str] = []
+    for argument in arguments:
+        if not positional or argument[:1] in ("-", "+", "~") or "=" in argument:
+            result.append(argument)
+        elif free:
+            quoted = argument.replace("\\", "\\\\").replace("'", "\\'")
+            result.append(f"{free.pop(0)}='{quoted}'")
+        else:
+            raise ContractError(
+                f"{argument!r} is one argument too many; there may be {len(positional)} without a "
+                f"name: {', '.join(positional)}"
+            )
+    return result
+
+
+def help_text(
+    config_name: str, *, positional: Sequence[str] = (), config_dir: Path = CONFIG_DIR
+) -> str:
     """Return the usage, the groups with their options, and the default configuration."""
     script = sys.modules["__main__"]
     base = _compose(config_name, [], config_dir=config_dir)
     groups = find_groups(config_name, config_dir=config_dir)
     parts = [
         *([script.__doc__.strip(), ""] if script.__doc__ else []),
-        USAGE.format(script=Path(sys.argv[0]).as_posix()),
+        USAGE.format(
+            script=Path(sys.argv[0]).as_posix(),
+            positional="".join(f" [{name.upper()}]" for name in positional),
+        ),
         "groups:",
         *(f"  {group}: {', '.join(names)}" for group, names in groups.items()),
         "",

@@ -18,16 +18,20 @@ from hydra_cli import run
 from vega_policy.rollout.evaluate import RolloutSettings, evaluate, prepare
 from vega_policy.rollout.plan import SuiteInfo, TaskInfo
 from vega_policy.rollout.provenance import checkpoint_sha256
+from vega_policy.rollout.statistics import Tally, summarise
 from vega_policy.rollout.table import table
 from vega_policy.spec import ActionSpec, ContractError, EnvFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vega_policy.spec import Policy, Simulator
+    from vega_policy.policy import VegaPolicy
+    from vega_policy.spec import Simulator
+    from vega_policy.testing.fake_policy import FakePolicy
 
 PUBLISHED_CAMERA_PX = 256
 """Side of the images in the published OpenVLA-OFT evaluation."""
+ARMS = ("full", "gate_clamped")
 FAKE_CHECKPOINT = "fake"
 """A policy without weights, for the suites of `vega_policy.testing`."""
 
@@ -41,34 +45,45 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     result = evaluate(
         settings,
         suite=suite,
-        policy=policy,
+        policies={arm: policy.arm(arm) for arm in settings.arms},
         make_simulator=partial(make_simulator, camera_px=defines["camera_px"]),
         defines=defines,
         configuration=config,
     )
-    print(
-        table(result.summary, {task.task_id: task.name.replace("_", " ") for task in suite.tasks}),
-        flush=True,
-    )
-    total = result.summary.total
+    names = {task.task_id: task.name.replace("_", " ") for task in suite.tasks}
+    groups = [
+        {"arm": arm, "perturbation": perturbation, **_numbers(summary.total)}
+        for (arm, perturbation), summary in result.summaries.items()
+    ]
+    for (arm, perturbation), summary in result.summaries.items():
+        if len(groups) > 1:
+            print(f"\narm {arm}, perturbation {perturbation}")
+        print(table(summary, names), flush=True)
     answer = {
-        "episodes": total.episodes,
-        "successes": total.successes,
-        "success_rate": total.rate,
-        "interval": list(total.interval),
+        **_numbers(next(iter(result.summaries.values()), summarise([])).total),
+        **({"groups": groups} if len(groups) > 1 else {}),
         "missing": len(result.missing),
         "run_dir": str(result.run_dir),
         "report": str(result.report),
     }
     if result.missing:
         print(json.dumps(answer), flush=True)
-        names = ", ".join(m.key.name() for m in result.missing)
+        names = ", ".join(m.job.name for m in result.missing)
         raise EnvFault(
             f"{len(result.missing)} episodes are missing, their simulator broke every time: "
             f"{names}; last: {result.missing[-1].detail}; try them again with "
             f"name={result.run_dir.name}"
         )
     return answer
+
+
+def _numbers(total: Tally) -> dict[str, Any]:
+    return {
+        "episodes": total.episodes,
+        "successes": total.successes,
+        "success_rate": total.rate,
+        "interval": list(total.interval),
+    }
 
 
 def build_settings(config: dict[str, Any]) -> RolloutSettings:
@@ -89,11 +104,14 @@ def build_settings(config: dict[str, Any]) -> RolloutSettings:
         init_states=chosen["init_states"] if ids is None else ids,
         workers=None if workers == "auto" else workers,
         cameras=tuple(chosen["cameras"]),
+        perturbations=tuple(chosen["perturbations"] or [config["suite"]["perturbation"]]),
+        arms=tuple(chosen["arms"]),
         show_progress=chosen["progress"],
         **{
             key: chosen[key]
             for key in (
                 "seed",
+                "repetitions",
                 "starts",
                 "max_steps",
                 "n_execute",
@@ -119,18 +137,30 @@ def build_suite(config: dict[str, Any]) -> tuple[SuiteInfo, Callable[..., Simula
             for i, colour in enumerate(fake_env.TASKS[: fake_env.SUITES[name]])
         )
         make: Callable[..., Simulator] = partial(fake_env.FakeEnv, step_s=config["step_s"])
+        perturbations = fake_env.PERTURBATIONS
     else:
         from envs import LiberoEnv, suites
+        from envs import perturbations as changes
 
         tasks = tuple(
             TaskInfo(task_id=i, name=task, n_init_states=suites.n_init_states(name, i))
             for i, task in enumerate(suites.task_names(name))
         )
         make = LiberoEnv
-    return SuiteInfo(name=name, tasks=tasks, action_spec=ActionSpec()), make
+        perturbations = changes.names()
+    info = SuiteInfo(
+        name=name,
+        tasks=tasks,
+        action_spec=ActionSpec(),
+        perturbations=perturbations,
+        arms=ARMS,
+    )
+    return info, make
 
 
-def build_policy(config: dict[str, Any], suite: SuiteInfo) -> tuple[Policy, dict[str, Any]]:
+def build_policy(
+    config: dict[str, Any], suite: SuiteInfo
+) -> tuple[VegaPolicy | FakePolicy, dict[str, Any]]:
     """Load the checkpoint; also return what about it decides the results."""
     checkpoint, camera_px = config["checkpoint"], config["rollout"]["camera_px"]
     if checkpoint == FAKE_CHECKPOINT:

@@ -10,11 +10,13 @@ import pytest
 
 from vega_policy.rollout.engine import EngineSettings, LocalEngine
 from vega_policy.rollout.messages import Missing, WorkerSettings
+from vega_policy.rollout.plan import Job
 from vega_policy.spec import ActionSpec, ContractError, EnvFault, EpisodeKey
 from vega_policy.testing.fake_env import FakeEnv, Fault
 from vega_policy.testing.fake_policy import FakePolicy
 
 KEYS = [EpisodeKey("fake_reach", t, i) for t in range(2) for i in range(3)]
+JOBS = [Job(key) for key in KEYS]
 
 
 class Bench:
@@ -27,7 +29,7 @@ class Bench:
 
     def engine(self, *, make_simulator=FakeEnv, n_workers=2, video="none", **settings):
         return LocalEngine(
-            policy=self.policy,
+            policies={"full": self.policy},
             worker=WorkerSettings(
                 make_simulator=make_simulator,
                 action_spec=self.policy.action_spec,
@@ -36,11 +38,11 @@ class Bench:
             ),
             settings=EngineSettings(n_workers=n_workers, **settings),
             log_dir=self.folder / "logs",
-            on_fault=lambda key, attempt, detail: self.faults.append((key, attempt, detail)),
+            on_fault=lambda job, attempt, detail: self.faults.append((job, attempt, detail)),
         )
 
-    def run(self, keys=KEYS, **settings):
-        with contextlib.closing(self.engine(**settings).run(keys)) as outcomes:
+    def run(self, jobs=JOBS, **settings):
+        with contextlib.closing(self.engine(**settings).run(jobs)) as outcomes:
             return list(outcomes)
 
 
@@ -73,8 +75,8 @@ def test_one_worker_and_three_give_the_same_rows(bench):
 
 
 def test_rendering_every_step_changes_no_row(bench):
-    seen = timeless(bench.run(KEYS[:2], video="chunks"))
-    every = timeless(bench.run(KEYS[:2], video="all"))
+    seen = timeless(bench.run(JOBS[:2], video="chunks"))
+    every = timeless(bench.run(JOBS[:2], video="all"))
     assert seen == every
     assert len(list((bench.folder / "videos").glob("*.mp4"))) == 2
 
@@ -85,7 +87,7 @@ def test_a_broken_simulator_costs_time_and_no_episode(bench, kind):
     make = breaking(bench.folder, kind, task_id=1, init_state_id=1)
     rows = bench.run(make_simulator=make, timeout_s=5.0)
     assert timeless(rows) == whole
-    assert [(key, attempt) for key, attempt, _ in bench.faults] == [(KEYS[4], 1)]
+    assert [(job, attempt) for job, attempt, _ in bench.faults] == [(JOBS[4], 1)]
     assert {r.key: r.info["run"]["attempt"] for r in rows}[KEYS[4]] == 2
 
 
@@ -93,7 +95,7 @@ def test_an_episode_that_always_breaks_is_a_missing_row(bench):
     make = breaking(bench.folder, "raise", task_id=0, init_state_id=2, times=99)
     outcomes = bench.run(make_simulator=make, max_restarts=1)
     missing = [o for o in outcomes if isinstance(o, Missing)]
-    assert [m.key for m in missing] == [KEYS[2]]
+    assert [m.job for m in missing] == [JOBS[2]]
     assert "told to break" in missing[0].detail
     assert len(outcomes) == len(KEYS)
     assert [attempt for _, attempt, _ in bench.faults] == [1, 2]
@@ -101,7 +103,9 @@ def test_an_episode_that_always_breaks_is_a_missing_row(bench):
 
 def test_a_simulator_that_never_works_ends_the_run(bench):
     with pytest.raises(EnvFault, match="in a row"):
-        bench.run([EpisodeKey("no_such_suite", t, 0) for t in range(9)], make_simulator=_broken)
+        bench.run(
+            [Job(EpisodeKey("no_such_suite", t, 0)) for t in range(9)], make_simulator=_broken
+        )
 
 
 def _broken(**_):
@@ -137,14 +141,14 @@ def test_a_policy_that_was_trained_with_other_images_ends_the_run(bench, monkeyp
 
     monkeypatch.setattr(bench.policy, "act", act)
     with pytest.raises(ContractError, match="expected 224"):
-        bench.run(KEYS[:1])
+        bench.run(JOBS[:1])
 
 
 def test_a_killed_worker_process_is_replaced(bench):
     whole = timeless(bench.run(n_workers=1))
     slow = partial(FakeEnv, step_s=0.01)
     rows = []
-    with contextlib.closing(bench.engine(make_simulator=slow).run(KEYS)) as outcomes:
+    with contextlib.closing(bench.engine(make_simulator=slow).run(JOBS)) as outcomes:
         for outcome in outcomes:
             rows.append(outcome)
             if len(rows) == 2:
@@ -155,7 +159,7 @@ def test_a_killed_worker_process_is_replaced(bench):
 
 
 def test_no_process_is_left_when_the_loop_is_left(bench):
-    outcomes = bench.engine(make_simulator=partial(FakeEnv, step_s=0.01)).run(KEYS)
+    outcomes = bench.engine(make_simulator=partial(FakeEnv, step_s=0.01)).run(JOBS)
     next(outcomes)
     assert _children(os.getpid())
     outcomes.close()

@@ -4,13 +4,23 @@ import dataclasses
 
 import pytest
 
-from vega_policy.rollout.ledger import ROWS, Ledger, RunHeader, read_header, read_rows
+from vega_policy.rollout.ledger import (
+    ROWS,
+    Ledger,
+    RunHeader,
+    planned,
+    read_header,
+    read_rows,
+    task_names,
+)
+from vega_policy.rollout.plan import Plan
 from vega_policy.spec import ContractError, EpisodeKey, EpisodeResult
 
+PLAN = Plan(suite="s", tasks={0: "pick"}, init_state_ids=(0, 1))
 HEADER = RunHeader(
     defines={"suite": "s", "seed": 0, "checkpoint_sha256": "abc"},
     versions={"mujoco": "2.3.7"},
-    plan={"tasks": {"0": "pick"}, "init_states": [0, 1]},
+    plans=[PLAN.to_json()],
     configuration={"name": "a"},
     created="2026-01-01",
 )
@@ -84,10 +94,14 @@ def test_other_settings_are_refused_with_all_of_them_listed(tmp_path):
 
 def test_more_tasks_and_states_extend_a_run(tmp_path):
     Ledger.open(tmp_path, HEADER).close()
-    more = {"tasks": {"3": "place"}, "init_states": [1, 2]}
-    Ledger.open(tmp_path, dataclasses.replace(HEADER, plan=more, created="later")).close()
+    more = Plan(suite="s", tasks={3: "place"}, init_state_ids=(1, 2))
+    again = [PLAN.to_json(), more.to_json()]
+    for plans in ([more.to_json()], again):
+        Ledger.open(tmp_path, dataclasses.replace(HEADER, plans=plans, created="later")).close()
     header = read_header(tmp_path)
-    assert header.plan == {"tasks": {"0": "pick", "3": "place"}, "init_states": [0, 1, 2]}
+    # Not the product of both: nobody asked for task 0 from initial state 2.
+    assert planned(header) == [*PLAN.jobs(), *more.jobs()]
+    assert task_names(header) == {0: "pick", 3: "place"}
     assert header.created == "2026-01-01"
 
 

@@ -1,33 +1,58 @@
 """What was asked for becomes episodes, or one message with every problem."""
 
+import json
+
 import pytest
 
 from vega_policy.rollout.evaluate import RolloutSettings, prepare
-from vega_policy.rollout.plan import SuiteInfo, TaskInfo, choose, inference_key
+from vega_policy.rollout.plan import Job, Plan, SuiteInfo, TaskInfo, choose, inference_key
 from vega_policy.spec import ActionSpec, ContractError, EpisodeKey
 
 SUITE = SuiteInfo(
     name="fake_small",
     tasks=tuple(TaskInfo(task_id=i, name=f"task_{i}", n_init_states=5) for i in range(2)),
     action_spec=ActionSpec(),
+    perturbations=("none", "dark-1"),
+    arms=("full", "gate_clamped"),
 )
 
 
 def test_a_plan_is_every_task_from_every_initial_state():
     plan = choose(SUITE, tasks="all", init_states=2, seed=3)
-    assert plan.keys() == [
-        EpisodeKey("fake_small", t, i, seed=3) for t in range(2) for i in range(2)
+    assert plan.jobs() == [
+        Job(EpisodeKey("fake_small", t, i, seed=3)) for t in range(2) for i in range(2)
     ]
-    assert choose(SUITE, tasks=1, init_states=[4, 0]).keys() == [
-        EpisodeKey("fake_small", 1, 0),
-        EpisodeKey("fake_small", 1, 4),
+    assert choose(SUITE, tasks=1, init_states=[4, 0]).jobs() == [
+        Job(EpisodeKey("fake_small", 1, 0)),
+        Job(EpisodeKey("fake_small", 1, 4)),
     ]
 
 
 def test_resuming_is_a_set_difference():
     plan = choose(SUITE, tasks="all", init_states=2)
-    done = [EpisodeKey("fake_small", 0, 1), EpisodeKey("another", 0, 0)]
-    assert plan.remaining(done) == [k for k in plan.keys() if k not in done]  # noqa: SIM118
+    done = [
+        Job(EpisodeKey("fake_small", 0, 1)),
+        Job(EpisodeKey("another", 0, 0)),
+        Job(EpisodeKey("fake_small", 1, 1), "gate_clamped"),
+    ]
+    assert plan.remaining(done) == [plan.jobs()[0], *plan.jobs()[2:]]
+
+
+def test_arms_and_perturbations_multiply_the_episodes_and_survive_the_disk():
+    plan = choose(
+        SUITE,
+        tasks="all",
+        init_states=2,
+        perturbations=["none", "dark-1"],
+        arms=["full", "gate_clamped"],
+        repetitions=3,
+    )
+    jobs = plan.jobs()
+    assert len(jobs) == len(set(jobs)) == 2 * 2 * 2 * 2 * 3
+    assert len({job.name for job in jobs}) == len(jobs)
+    assert [job.arm for job in jobs[:2]] == ["full", "gate_clamped"]
+    assert jobs[0].key == jobs[1].key
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 @pytest.mark.parametrize(
@@ -39,6 +64,10 @@ def test_resuming_is_a_set_difference():
         ({"init_states": [0, 5]}, "asks for 5"),
         ({"init_states": 0}, "at least 1"),
         ({"init_states": []}, "list of numbers"),
+        ({"perturbations": ["dark"]}, "did you mean 'dark-1'"),
+        ({"arms": ["full", "full"]}, "each once"),
+        ({"perturbations": ["dark-1"], "starts": "sampled"}, "starts=sampled"),
+        ({"repetitions": 0}, "at least 1"),
     ],
 )
 def test_what_does_not_exist_is_named(wrong, said):
@@ -72,7 +101,7 @@ def test_every_inference_has_its_own_key():
 def test_sampled_starts_are_other_episodes_than_the_evaluation_states():
     usual = choose(SUITE, tasks="all", init_states=2)
     sampled = choose(SUITE, tasks="all", init_states=99, starts="sampled")
-    assert not set(usual.keys()) & set(sampled.keys())
-    assert len(sampled.keys()) == 99 * len(SUITE.tasks)
+    assert not set(usual.jobs()) & set(sampled.jobs())
+    assert len(sampled.jobs()) == 99 * len(SUITE.tasks)
     with pytest.raises(ContractError, match="did you mean 'sampled'"):
         choose(SUITE, tasks="all", init_states=2, starts="sample")

@@ -8,6 +8,7 @@ import pytest
 from vega_policy.rollout import report
 from vega_policy.rollout.gate_map import GateTrace, colours, overlay
 from vega_policy.rollout.ledger import Ledger, RunHeader
+from vega_policy.rollout.plan import Job, Plan
 from vega_policy.rollout.report import write_report
 from vega_policy.rollout.video import film, first_frame, write_mp4
 from vega_policy.spec import CAMERAS, EpisodeKey, EpisodeResult
@@ -15,7 +16,9 @@ from vega_policy.spec import CAMERAS, EpisodeKey, EpisodeResult
 HEADER = RunHeader(
     defines={"suite": "s", "seed": 0},
     versions={"mujoco": "2.3.7"},
-    plan={"tasks": {"0": "pick_<b>it</b>", "1": "place"}, "init_states": [0, 1, 2]},
+    plans=[
+        Plan(suite="s", tasks={0: "pick_<b>it</b>", 1: "place"}, init_state_ids=(0, 1, 2)).to_json()
+    ],
     configuration={"name": "a"},
 )
 
@@ -41,7 +44,7 @@ def run_dir(tmp_path):
             ledger.append(outcome)
             frame = np.zeros((64, 128, 3), np.uint8)
             write_mp4(tmp_path / outcome.info["video"], [frame] * 3, fps=5)
-        ledger.note_fault(EpisodeKey("s", 0, 2), attempt=1, detail="no <display>")
+        ledger.note_fault(Job(EpisodeKey("s", 0, 2)), attempt=1, detail="no <display>")
     return tmp_path
 
 

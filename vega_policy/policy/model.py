@@ -136,6 +136,8 @@ class VegaModel(nn.Module):
         attention_mask: Tensor,
         prior_features: Tensor | None = None,
         keys: Sequence[int] | None = None,
+        *,
+        shut_out_prior: bool = False,
     ) -> ModelOutput:
         """Predict one chunk per observation.
 
@@ -146,8 +148,11 @@ class VegaModel(nn.Module):
             attention_mask: (b, l) 1 for prompt tokens, 0 for padding.
             prior_features: (b, v, n, c) from `prior_features`; None runs the prior.
             keys: One integer per observation, for a prior with keyed noise.
+            shut_out_prior: Clamp the gate to the semantic side.
         """
-        fused = self.vision(pixels, prior_features=prior_features, keys=keys)
+        fused = self.vision(
+            pixels, prior_features=prior_features, keys=keys, shut_out_prior=shut_out_prior
+        )
         embedded = self.language.embed_tokens(input_ids)
         b, _, d = embedded.shape
         n_slots = self.n_slots

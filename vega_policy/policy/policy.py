@@ -6,6 +6,7 @@ Shape legend: ``b`` batch, ``v`` views (cameras), ``n`` tokens of one view, ``h`
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,9 @@ from vega_policy.policy.model import ModelOutput, VegaModel
 from vega_policy.policy.processor import Inputs, Processor
 from vega_policy.policy.statistics import DatasetStatistics, choose_key
 from vega_policy.policy.tokenizer import train_tokenizer
-from vega_policy.spec import ActionChunk, ActionSpec, PolicyFault
+from vega_policy.spec import FULL_ARM, ActionChunk, ActionSpec, PolicyFault
 from vega_policy.spec.gripper import target_to_command
+from vega_policy.spec.names import require_name
 from vega_policy.vision.prior import build_prior
 
 if TYPE_CHECKING:
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
 
     from vega_policy.policy.config import ImageTransform, PolicyConfig
     from vega_policy.spec import Observation
+
+
+ARMS = (FULL_ARM, "gate_clamped")
+"""Variants of one set of weights. ``gate_clamped``: the gate is 1, the prior is shut out; what
+the trained policy then loses is what it took from the prior."""
 
 
 class VegaPolicy(nn.Module):
@@ -69,6 +76,21 @@ class VegaPolicy(nn.Module):
         self.statistics = dict(statistics)
         self.unnorm_key = choose_key(self.statistics, unnorm_key)
         self.max_batch = max_batch
+        self._shuts_out_prior = False
+
+    def arm(self, name: str) -> Self:
+        """Return a variant that shares every weight with this policy.
+
+        Args:
+            name: One of `ARMS`.
+
+        Raises:
+            ContractError: There is no such variant.
+        """
+        require_name(name, ARMS, what="arm")
+        variant = copy.copy(self)
+        variant._shuts_out_prior = name == "gate_clamped"  # noqa: SLF001 - of the same class
+        return variant
 
     @classmethod
     def create(
@@ -155,7 +177,7 @@ class VegaPolicy(nn.Module):
         inputs = self.processor(batch)
         marks.append(time.perf_counter())
         pixels = inputs.pixels.to(self.device)
-        features = self.model.prior_features(pixels, keys=keys)
+        features = None if self._shuts_out_prior else self.model.prior_features(pixels, keys=keys)
         self._wait()
         marks.append(time.perf_counter())
         output = self._forward(inputs, pixels, features)
@@ -167,7 +189,7 @@ class VegaPolicy(nn.Module):
         gates = self._gate_maps(output.gate)
         return list(zip(actions, gates, strict=True))
 
-    def _forward(self, inputs: Inputs, pixels: Tensor, features: Tensor) -> ModelOutput:
+    def _forward(self, inputs: Inputs, pixels: Tensor, features: Tensor | None) -> ModelOutput:
         proprio = self.statistics[self.unnorm_key].proprio.normalise(inputs.proprio.numpy())
         return self.model(
             pixels,
@@ -175,6 +197,7 @@ class VegaPolicy(nn.Module):
             inputs.input_ids.to(self.device),
             inputs.attention_mask.to(self.device),
             prior_features=features,
+            shut_out_prior=self._shuts_out_prior,
         )
 
     def commands(self, normalised: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 from vega_policy.control import require_valid_chunk
 from vega_policy.rollout.messages import (
@@ -35,12 +35,13 @@ from vega_policy.rollout.messages import (
     WorkerSettings,
 )
 from vega_policy.rollout.plan import inference_key
-from vega_policy.spec import ContractError, EnvFault, EpisodeKey, EpisodeResult, PolicyFault
+from vega_policy.spec import ContractError, EnvFault, EpisodeResult, PolicyFault, StorageFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from vega_policy.rollout.plan import Job
     from vega_policy.spec import ActionChunk, Policy
 
 log = logging.getLogger(__name__)
@@ -71,28 +72,28 @@ class LocalEngine:
     def __init__(
         self,
         *,
-        policy: Policy,
+        policies: Mapping[str, Policy],
         worker: WorkerSettings,
         settings: EngineSettings,
         log_dir: Path,
-        on_fault: Callable[[EpisodeKey, int, str], None] | None = None,
+        on_fault: OnFault | None = None,
     ) -> None:
         """Set up; processes start with `run`.
 
         Args:
-            policy: Called in the thread that iterates over `run`.
+            policies: By arm; called in the thread that iterates over `run`.
             worker: What every simulator process is told.
             settings: How the work is spread.
             log_dir: Each worker's output goes to a file in it.
-            on_fault: Called with episode, attempt and message whenever a simulator breaks.
+            on_fault: Called with job, attempt and message whenever a simulator breaks.
         """
-        self._policy = policy
+        self._policies = policies
         self._worker = worker
         self._settings = settings
         self._log_dir = log_dir
         self._on_fault = on_fault
 
-    def run(self, keys: Iterable[EpisodeKey]) -> Generator[EpisodeResult | Missing]:
+    def run(self, jobs: Iterable[Job]) -> Generator[EpisodeResult | Missing]:
         """Play the episodes and yield each as it ends, in no particular order.
 
         Close the iterator (`contextlib.closing`) to end the processes early.
@@ -101,8 +102,9 @@ class LocalEngine:
             ContractError: A worker found that the user has to act (a library is missing, policy
                 and simulator disagree).
             EnvFault: Simulators break one after the other without finishing an episode.
+            StorageFault: The disk refuses.
         """
-        queue = _Queue(keys)
+        queue = JobQueue(jobs)
         room = min(self._settings.n_workers, len(queue))
         session = _Session(self._settings, queue, self._on_fault)
         try:
@@ -123,12 +125,27 @@ class LocalEngine:
                         yield from session.broke(seat, detail)
                 if session.is_batch_due():
                     batch = session.take_batch()
-                    answers = answer(self._policy, [ask for _, _, ask in batch], batch_keys(batch))
+                    questions = [(run.job, ask) for _, run, ask in batch]
+                    answers = answer_arms(self._policies, questions)
                     for (seat, _, _), reply in zip(batch, answers, strict=True):
                         yield from session.say(seat, reply)
         finally:
             for seat in session.seats:
                 seat.end()
+
+
+def answer_arms(
+    policies: Mapping[str, Policy], questions: Sequence[tuple[Job, Ask]]
+) -> list[Answer | Faulted]:
+    """Ask each arm's policy what concerns it; return the answers in the order of the questions."""
+    answers: dict[int, Answer | Faulted] = {}
+    for arm, policy in policies.items():
+        mine = [i for i, (job, _) in enumerate(questions) if job.arm == arm]
+        if mine:
+            asks = [questions[i][1] for i in mine]
+            keys = [inference_key(questions[i][0].key, questions[i][1].chunk_index) for i in mine]
+            answers |= zip(mine, answer(policy, asks, keys), strict=True)
+    return [answers[i] for i in range(len(questions))]
 
 
 def answer(policy: Policy, asks: Sequence[Ask], keys: Sequence[int]) -> list[Answer | Faulted]:
@@ -169,25 +186,20 @@ def _checked(policy: Policy, chunk: ActionChunk) -> Answer | Faulted:
 Waiting = tuple["_Seat", Run, Ask]
 
 
-def batch_keys(batch: Sequence[Waiting]) -> list[int]:
-    """Return the key of each inference of a batch."""
-    return [inference_key(run.key, ask.chunk_index) for _, run, ask in batch]
-
-
 class _Session:
     """The state of one `LocalEngine.run`."""
 
     def __init__(
         self,
         settings: EngineSettings,
-        queue: _Queue,
-        on_fault: Callable[[EpisodeKey, int, str], None] | None,
+        queue: JobQueue,
+        on_fault: OnFault | None,
     ) -> None:
         self.seats: list[_Seat] = []
         self._settings = settings
         self._queue = queue
         self._on_fault = on_fault
-        self._attempts: Counter[EpisodeKey] = Counter()
+        self._attempts: Counter[Job] = Counter()
         self._waiting: list[Waiting] = []
         self._oldest_s = 0.0
         self._n_faults_in_a_row = 0
@@ -195,13 +207,13 @@ class _Session:
     def employ(self, seat: _Seat) -> None:
         """Give a free worker its next episode, one of the task it has loaded if there is one."""
         taken = {s.task for s in self.seats if s is not seat and s.run is not None}
-        key = self._queue.take(seat.task, taken)
-        if key is None:
+        job = self._queue.take(seat.task, taken)
+        if job is None:
             seat.dismiss()
             return
-        self._attempts[key] += 1
-        seat.task = (key.suite, key.task_id)
-        seat.run = Run(key, self._attempts[key])
+        self._attempts[job] += 1
+        seat.task = task_of(job)
+        seat.run = Run(job, self._attempts[job])
         seat.send(seat.run)
 
     def hear(self, seat: _Seat) -> Iterator[EpisodeResult | Missing]:
@@ -224,9 +236,11 @@ class _Session:
                 seat.run = None
                 self.employ(seat)
                 yield result
-            case Broken(detail, is_contract):
-                if is_contract:
-                    raise ContractError(detail)
+            case Broken(detail, "contract"):
+                raise ContractError(detail)
+            case Broken(detail, "storage"):
+                raise StorageFault(detail)
+            case Broken(detail):
                 yield from self.broke(seat, detail)
             case _:
                 raise RuntimeError(f"unexpected message {message!r}")
@@ -249,9 +263,9 @@ class _Session:
         seat.restart()
         if run is None:
             return
-        log.warning("%s, attempt %d: %s", run.key.name(), run.attempt, detail)
+        log.warning("%s, attempt %d: %s", run.job.name, run.attempt, detail)
         if self._on_fault is not None:
-            self._on_fault(run.key, run.attempt, detail)
+            self._on_fault(run.job, run.attempt, detail)
         self._n_faults_in_a_row += 1
         limit = (1 + self._settings.max_restarts) * max(2, self._settings.n_workers)
         if self._n_faults_in_a_row >= limit:
@@ -260,9 +274,9 @@ class _Session:
                 f"is in {seat.log_path.parent}"
             )
         if run.attempt > self._settings.max_restarts:
-            yield Missing(run.key, detail)
+            yield Missing(run.job, detail)
         else:
-            self._queue.put_back(run.key)
+            self._queue.put_back(run.job)
         # A worker that went idle may be needed again for the episode that was put back.
         for free in [s for s in self.seats if s.run is None]:
             if len(self._queue):
@@ -297,35 +311,42 @@ class _Session:
         return batch
 
 
-class _Queue:
+Task = tuple[str, int]
+OnFault: TypeAlias = "Callable[[Job, int, str], None]"
+
+
+def task_of(job: Job) -> Task:
+    """Return what a worker keeps a simulator for."""
+    return (job.key.suite, job.key.task_id)
+
+
+class JobQueue:
     """Episodes left to play, by task, since building a task's simulator is what costs."""
 
-    def __init__(self, keys: Iterable[EpisodeKey]) -> None:
-        self._tasks: dict[tuple[str, int], list[EpisodeKey]] = {}
-        for key in keys:
-            self.put_back(key)
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self._tasks: dict[Task, list[Job]] = {}
+        for job in jobs:
+            self.put_back(job)
 
     def __len__(self) -> int:
-        return sum(len(keys) for keys in self._tasks.values())
+        return sum(len(jobs) for jobs in self._tasks.values())
 
-    def put_back(self, key: EpisodeKey) -> None:
+    def put_back(self, job: Job) -> None:
         """Add an episode at the end of its task."""
-        self._tasks.setdefault((key.suite, key.task_id), []).append(key)
+        self._tasks.setdefault(task_of(job), []).append(job)
 
-    def take(
-        self, current: tuple[str, int] | None, taken: set[tuple[str, int] | None]
-    ) -> EpisodeKey | None:
+    def take(self, current: Task | None, taken: set[Task | None]) -> Job | None:
         """Take an episode: of the current task, else of one nobody plays, else of the longest."""
         if current not in self._tasks:
             free = [task for task in self._tasks if task not in taken]
             current = max(free or self._tasks, key=lambda t: len(self._tasks[t]), default=None)
         if current is None:
             return None
-        keys = self._tasks[current]
-        key = keys.pop(0)
-        if not keys:
+        jobs = self._tasks[current]
+        job = jobs.pop(0)
+        if not jobs:
             del self._tasks[current]
-        return key
+        return job
 
 
 class _Seat:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,16 +15,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from vega_policy.control import OpenLoop
 from vega_policy.rollout.engine import EngineSettings, LocalEngine
-from vega_policy.rollout.ledger import Ledger, RunHeader
+from vega_policy.rollout.ledger import Ledger, RunHeader, job_of
 from vega_policy.rollout.messages import Missing, VideoMode, WorkerSettings
-from vega_policy.rollout.plan import Plan, Starts, SuiteInfo, choose
+from vega_policy.rollout.plan import CLEAN, Plan, Starts, SuiteInfo, choose
 from vega_policy.rollout.provenance import commit, host, versions
-from vega_policy.rollout.statistics import Summary, summarise
-from vega_policy.spec import CAMERAS, ContractError, EpisodeResult
+from vega_policy.rollout.statistics import Summary, groups, summarise
+from vega_policy.spec import CAMERAS, FULL_ARM, ContractError, EpisodeResult
 from vega_policy.spec.names import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+
+    from vega_policy.rollout.doctor import Verdict
 
     from vega_policy.spec import ActionSpec, Policy, Simulator
 
@@ -40,6 +43,11 @@ class RolloutSettings:
     init_states: int | list[int] = 2
     """The first so many initial states, or their numbers."""
     seed: int = 0
+    perturbations: tuple[str, ...] = (CLEAN,)
+    """What the simulator changes; every episode is played once with each."""
+    repetitions: int = 1
+    arms: tuple[str, ...] = (FULL_ARM,)
+    """Variants of the policy; every episode is played by each, on the same random draws."""
     starts: Starts = "evaluation"
     """``sampled``: placements drawn anew, on which a checkpoint may be chosen."""
     max_steps: int | None = None
@@ -89,8 +97,9 @@ class RolloutSettings:
 class RolloutResult:
     """What a rollout came to."""
 
-    summary: Summary
-    """Over every episode in the ledger, those of earlier starts included."""
+    summaries: Mapping[tuple[str, str], Summary]
+    """By arm and perturbation, over every episode in the ledger, those of earlier starts
+    included; what differs in either is never counted together."""
     missing: tuple[Missing, ...]
     """Planned episodes without a row, since their simulator broke every time."""
     run_dir: Path
@@ -118,6 +127,9 @@ def prepare(settings: RolloutSettings, *, suite: SuiteInfo, action_spec: ActionS
             suite,
             tasks=settings.tasks,
             init_states=settings.init_states,
+            perturbations=settings.perturbations,
+            repetitions=settings.repetitions,
+            arms=settings.arms,
             seed=settings.seed,
             starts=settings.starts,
         ),
@@ -138,26 +150,30 @@ def evaluate(
     settings: RolloutSettings,
     *,
     suite: SuiteInfo,
-    policy: Policy,
+    policies: Mapping[str, Policy],
     make_simulator: Callable[..., Simulator],
     defines: Mapping[str, Any],
     configuration: Mapping[str, Any],
+    verdict: Verdict | None = None,
 ) -> RolloutResult:
     """Play what is not in the ledger yet, record it, and write the report.
 
     Args:
         settings: What the user asked for.
         suite: What there is to run.
-        policy: Asked in this thread.
+        policies: By arm; asked in this thread.
         make_simulator: See `WorkerSettings.make_simulator`.
         defines: What decides the rows beside these settings: checkpoint hash, device, image size.
         configuration: The resolved configuration, for the record.
+        verdict: What the preflight found, for the record.
 
     Raises:
         ContractError: The settings do not fit, or the run was made with others.
         EnvFault: No simulator works.
+        StorageFault: The disk refuses; what is recorded is whole.
     """
-    plan = prepare(settings, suite=suite, action_spec=policy.action_spec)
+    [action_spec] = {policy.action_spec for policy in policies.values()}
+    plan = prepare(settings, suite=suite, action_spec=action_spec)
     n_workers = settings.workers or len(os.sched_getaffinity(0))
     header = RunHeader(
         defines={
@@ -169,18 +185,18 @@ def evaluate(
             "n_execute": settings.n_execute,
         },
         versions=versions(),
-        plan={
-            "tasks": {str(t): suite.task(t).name for t in plan.task_ids},
-            "init_states": list(plan.init_state_ids),
-        },
+        plans=[plan.to_json()],
         configuration=configuration,
         host={**host(), "workers": n_workers},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
+        doctor={} if verdict is None else verdict.summary(),
     )
     run_dir = settings.run_dir
     with Ledger.open(run_dir, header) as ledger:
-        todo = plan.remaining(row.key for row in ledger.rows)
+        if verdict is not None:
+            verdict.save(run_dir)
+        todo = plan.remaining(map(job_of, ledger.rows))
         log.info(
             "%s: %d episodes to play, %d in the ledger, %d workers",
             run_dir,
@@ -189,16 +205,17 @@ def evaluate(
             n_workers,
         )
         engine = LocalEngine(
-            policy=policy,
+            policies={arm: policies[arm] for arm in plan.arms},
             worker=WorkerSettings(
                 make_simulator=make_simulator,
-                action_spec=policy.action_spec,
+                action_spec=action_spec,
                 run_dir=run_dir.resolve(),
                 n_execute=settings.n_execute,
                 max_steps=settings.max_steps,
                 video=settings.video,
                 cameras=settings.cameras,
                 draw_gate=settings.draw_gate,
+                made_with=made_with(header),
             ),
             settings=EngineSettings(
                 n_workers=n_workers,
@@ -208,8 +225,8 @@ def evaluate(
                 timeout_s=settings.timeout_s,
             ),
             log_dir=run_dir / "logs",
-            on_fault=lambda key, attempt, detail: ledger.note_fault(
-                key, attempt=attempt, detail=detail
+            on_fault=lambda job, attempt, detail: ledger.note_fault(
+                job, attempt=attempt, detail=detail
             ),
         )
         missing = _play(engine, ledger, plan, settings)
@@ -217,11 +234,23 @@ def evaluate(
     from vega_policy.rollout.report import write_report
 
     return RolloutResult(
-        summary=summarise(rows, task_ids=plan.task_ids),
+        summaries={
+            group: summarise(part, task_ids=plan.task_ids) for group, part in groups(rows).items()
+        },
         missing=tuple(missing),
         run_dir=run_dir,
         report=write_report(run_dir),
     )
+
+
+def made_with(header: RunHeader) -> dict[str, str]:
+    """Return what every row carries of its header, so that it means something elsewhere."""
+    return {
+        "checkpoint_sha256": str(header.defines.get("checkpoint_sha256", "")),
+        **header.versions,
+        "cpu_class": str(header.host.get("cpu_class", "")),
+        "commit": header.commit,
+    }
 
 
 def _play(
@@ -230,9 +259,9 @@ def _play(
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    planned = set(plan.keys())
-    done = [row for row in ledger.rows if row.key in planned]
-    todo = plan.remaining(row.key for row in done)
+    planned = set(plan.jobs())
+    done = [row for row in ledger.rows if job_of(row) in planned]
+    todo = plan.remaining(map(job_of, done))
     missing: list[Missing] = []
     won = sum(row.outcome == "success" for row in done)
     started = time.monotonic()
@@ -250,7 +279,7 @@ def _play(
         for outcome in outcomes:
             if isinstance(outcome, Missing):
                 missing.append(outcome)
-                log.error("%s has no row: %s", outcome.key.name(), outcome.detail)
+                log.error("%s has no row: %s", outcome.job.name, outcome.detail)
                 continue
             ledger.append(outcome)
             played.append(outcome)
@@ -258,7 +287,7 @@ def _play(
             bar.set_postfix_str(f"{won} of {len(done) + len(played)} succeeded", refresh=False)
             bar.update()
     if played:
-        ledger.note_session(
+        ledger.note_start(
             {
                 "wall_s": round(time.monotonic() - started, 3),
                 "episodes": len(played),

@@ -2,21 +2,27 @@
 
 A run directory holds ``run.json`` (`RunHeader`, written atomically), ``ledger.jsonl`` (one
 `EpisodeResult` per line, flushed to the disk before the next episode counts), ``faults.jsonl``
-(simulator faults), ``sessions.jsonl`` (how long each start took), ``videos/`` and ``gates/``. Statistics and report read nothing
-else.
+(simulator faults), ``starts.jsonl`` (how long each start took), ``doctor.json`` (the preflight),
+``videos/``, ``gates/`` and ``traces/``. Statistics and report read nothing else.
+
+Lines of JSON, and not a database, because that store is append-only by its form: a row is one
+``write`` and one ``fsync``, a torn last line is recognised and cut, merging is concatenation, and a
+row can be read in any language or by eye. A run has thousands of rows, so no index is missed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import IO, TYPE_CHECKING, Any
 
-from vega_policy.spec import ContractError, EpisodeKey, EpisodeResult
+from vega_policy.rollout.plan import Job, Plan
+from vega_policy.spec import ContractError, EpisodeResult, StorageFault
 from vega_policy.spec.files import write_atomic
 
 if TYPE_CHECKING:
@@ -25,10 +31,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the run directory's layout."""
-HEADER, ROWS, FAULTS, SESSIONS = "run.json", "ledger.jsonl", "faults.jsonl", "sessions.jsonl"
-VIDEOS, GATES = "videos", "gates"
+HEADER, ROWS, FAULTS, STARTS = "run.json", "ledger.jsonl", "faults.jsonl", "starts.jsonl"
+VIDEOS, GATES, TRACES = "videos", "gates", "traces"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +46,17 @@ class RunHeader:
     limit, ... A run is only continued with the same values."""
     versions: Mapping[str, str]
     """Of the simulator, the libraries and ourselves; part of what decides."""
-    plan: Mapping[str, Any]
-    """``tasks`` (number to name) and ``init_states``; a later start may extend it."""
+    plans: Sequence[Mapping[str, Any]]
+    """`Plan.to_json` of every start that asked for something else; together they say what is
+    missing."""
     configuration: Mapping[str, Any]
     """The resolved configuration of the latest start."""
     host: Mapping[str, Any] = field(default_factory=dict[str, Any])
     created: str = ""
     """UTC time of the first start, ISO 8601."""
     commit: str = ""
+    doctor: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Short form of the latest preflight: ``failed``, ``warnings`` (names), ``is_forced``."""
     format: int = FORMAT
 
     def disagreements(self, other: RunHeader) -> list[str]:
@@ -71,7 +80,7 @@ class Ledger:
     def __init__(self, *, run_dir: Path, rows: list[EpisodeResult], handle: IO[bytes]) -> None:
         self.run_dir = run_dir
         self._rows = rows
-        self._keys = {row.key for row in rows}
+        self._jobs = {job_of(row) for row in rows}
         self._handle = handle
 
     @classmethod
@@ -85,6 +94,7 @@ class Ledger:
         Raises:
             ContractError: The run was made with other settings (all are listed), another process
                 is writing it, or the ledger is damaged.
+            StorageFault: The disk refuses.
         """
         header = RunHeader(**json.loads(json.dumps(asdict(header))))
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -95,11 +105,14 @@ class Ledger:
                 header = _continue(read_header(run_dir), header, run_dir)
             _cut_torn_line(run_dir / ROWS)
             rows = read_rows(run_dir)
-            for folder in (VIDEOS, GATES):
+            for folder in (VIDEOS, GATES, TRACES):
                 for leftover in (run_dir / folder).glob(".*"):
                     leftover.unlink(missing_ok=True)
             write_atomic(run_dir / HEADER, json.dumps(asdict(header), indent=2) + "\n")
             _sync_folder(run_dir)
+        except OSError as error:
+            handle.close()
+            raise storage_fault(error, run_dir) from error
         except BaseException:
             handle.close()
             raise
@@ -115,27 +128,41 @@ class Ledger:
 
         Raises:
             ValueError: The episode is there already.
+            StorageFault: The disk is full or refuses for another reason; the rows before are whole.
         """
-        if result.key in self._keys:
-            raise ValueError(f"episode {result.key.name()} is in the ledger already")
+        job = job_of(result)
+        if job in self._jobs:
+            raise ValueError(f"episode {job.name} is in the ledger already")
         line = json.dumps(result.to_json(), allow_nan=False, separators=(",", ":")) + "\n"
-        self._handle.write(line.encode())
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
+        descriptor = self._handle.fileno()
+        n_bytes = os.fstat(descriptor).st_size
+        try:
+            # Past Python's buffer: what a failed write left there would be tried again at closing.
+            view = memoryview(line.encode())
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, n_bytes)
+            raise storage_fault(error, self.run_dir) from error
         self._rows.append(result)
-        self._keys.add(result.key)
+        self._jobs.add(job)
 
-    def note_fault(self, key: EpisodeKey, *, attempt: int, detail: str) -> None:
+    def note_fault(self, job: Job, *, attempt: int, detail: str) -> None:
         """Record a simulator fault; it is not an outcome of the episode."""
-        self._note(FAULTS, {"key": asdict(key), "attempt": attempt, "detail": detail})
+        self._note(FAULTS, {**asdict(job), "attempt": attempt, "detail": detail})
 
-    def note_session(self, numbers: Mapping[str, float]) -> None:
+    def note_start(self, numbers: Mapping[str, float]) -> None:
         """Record how long a start of the run took; a start that was killed leaves no line."""
-        self._note(SESSIONS, numbers)
+        self._note(STARTS, numbers)
 
     def _note(self, name: str, row: Mapping[str, Any]) -> None:
-        with (self.run_dir / name).open("a") as handle:
-            handle.write(json.dumps(row) + "\n")
+        try:
+            with (self.run_dir / name).open("a") as handle:
+                handle.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise storage_fault(error, self.run_dir) from error
 
     def close(self) -> None:
         """Close the file and let another process continue the run."""
@@ -153,6 +180,32 @@ class Ledger:
     ) -> None:
         """Close the file."""
         self.close()
+
+
+def job_of(row: EpisodeResult) -> Job:
+    """Return what identifies a row."""
+    return Job(row.key, row.arm)
+
+
+def storage_fault(error: OSError, run_dir: Path) -> StorageFault:
+    """Say what a refused write means for the run."""
+    return StorageFault(
+        f"cannot write to {run_dir}: {error.strerror or error}; the episodes in the ledger are whole, "
+        "make room and start the same command again to continue"
+    )
+
+
+def planned(header: RunHeader) -> list[Job]:
+    """Return every row that was ever asked for, in order, each once."""
+    jobs = [job for plan in header.plans for job in Plan.from_json(plan).jobs()]
+    return list(dict.fromkeys(jobs))
+
+
+def task_names(header: RunHeader) -> dict[int, str]:
+    """Return number and name of every task that was ever asked for."""
+    return dict(
+        sorted(item for plan in header.plans for item in Plan.from_json(plan).tasks.items())
+    )
 
 
 def read_header(run_dir: Path) -> RunHeader:
@@ -184,27 +237,27 @@ def read_rows(run_dir: Path) -> list[EpisodeResult]:
     """
     path = run_dir / ROWS
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    rows: dict[EpisodeKey, EpisodeResult] = {}
+    rows: dict[Job, EpisodeResult] = {}
     for number, line in enumerate(lines, start=1):
         row = _parse(line)
         if row is None:
             if number == len(lines):
                 break
             raise ContractError(f"{path} line {number} is damaged; remove the line, then resume")
-        if row.key in rows:
-            raise ContractError(f"{path} line {number} repeats {row.key.name()}; remove the line")
-        rows[row.key] = row
+        if job_of(row) in rows:
+            raise ContractError(f"{path} line {number} repeats {row.name}; remove the line")
+        rows[job_of(row)] = row
     return list(rows.values())
 
 
 def read_faults(run_dir: Path) -> list[dict[str, Any]]:
-    """Read the simulator faults of a run: dictionaries with ``key``, ``attempt``, ``detail``."""
+    """Read the simulator faults: dictionaries with ``key``, ``arm``, ``attempt``, ``detail``."""
     return _read_notes(run_dir / FAULTS)
 
 
-def read_sessions(run_dir: Path) -> list[dict[str, Any]]:
+def read_starts(run_dir: Path) -> list[dict[str, Any]]:
     """Read the starts of a run: ``wall_s``, ``episodes``, ``control_steps``."""
-    return _read_notes(run_dir / SESSIONS)
+    return _read_notes(run_dir / STARTS)
 
 
 def _read_notes(path: Path) -> list[dict[str, Any]]:
@@ -254,16 +307,10 @@ def _continue(old: RunHeader, new: RunHeader, run_dir: Path) -> RunHeader:
             + "\n  ".join(problems)
             + "\nrestore them, or choose another name for a new run"
         )
-    tasks = {**old.plan["tasks"], **new.plan["tasks"]}
-    states = sorted({*old.plan["init_states"], *new.plan["init_states"]})
-    return RunHeader(
-        defines=new.defines,
-        versions=new.versions,
-        plan={"tasks": tasks, "init_states": states},
-        configuration=new.configuration,
-        host=new.host,
+    return replace(
+        new,
+        plans=[*old.plans, *(plan for plan in new.plans if plan not in old.plans)],
         created=old.created,
-        commit=new.commit,
     )
 
 

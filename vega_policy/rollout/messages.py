@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vega_policy.rollout.plan import Job
 from vega_policy.spec import (
     ActionChunk,
     ActionSpec,
-    EpisodeKey,
     EpisodeResult,
     Observation,
     Simulator,
@@ -40,13 +40,15 @@ class WorkerSettings:
     """Cameras side by side in the videos."""
     draw_gate: bool = True
     """Add a row with the gate maps over the camera images."""
+    made_with: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Goes into every row as it is."""
 
 
 @dataclass(frozen=True)
 class Run:
     """To a worker: play this episode."""
 
-    key: EpisodeKey
+    job: Job
     attempt: int
     """1 for the first try."""
 
@@ -90,15 +92,15 @@ class Broken:
     """From a worker, its last word: the simulator raised."""
 
     detail: str
-    is_contract: bool
-    """The user has to act first; trying again is useless."""
+    cause: Literal["simulator", "contract", "storage"]
+    """Only a broken simulator is worth trying again."""
 
 
 @dataclass(frozen=True)
 class Missing:
     """An episode without a row: the simulator broke every time it was tried."""
 
-    key: EpisodeKey
+    job: Job
     detail: str
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from vega_policy.spec import ActionSpec, ContractError, EpisodeKey
+from vega_policy.spec import FULL_ARM, ActionSpec, ContractError, EpisodeKey
 from vega_policy.spec.names import nearest
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class SuiteInfo:
     tasks: tuple[TaskInfo, ...]
     action_spec: ActionSpec
     """What the simulator takes the policy's numbers for."""
+    perturbations: tuple[str, ...] = ("none",)
+    """What the simulator can change."""
+    arms: tuple[str, ...] = (FULL_ARM,)
+    """The variants of the policy there are."""
 
     def task(self, task_id: int) -> TaskInfo:
         """Return the task of that number."""
@@ -43,34 +48,80 @@ SAMPLED_START = "sampled_start"
 """Perturbation of an episode that starts from a placement drawn anew."""
 
 
+CLEAN = "none"
+"""Perturbation of an episode as the benchmark defines it."""
+
+
+@dataclass(frozen=True, order=True)
+class Job:
+    """One row to come: an episode, and which variant of the policy plays it."""
+
+    key: EpisodeKey
+    arm: str = FULL_ARM
+
+    @property
+    def name(self) -> str:
+        """As `EpisodeResult.name`."""
+        return self.key.name() if self.arm == FULL_ARM else f"{self.key.name()}@{self.arm}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be run: every chosen task from every chosen initial state."""
+    """What is to be run: the product of everything below."""
 
     suite: str
-    task_ids: tuple[int, ...]
+    tasks: Mapping[int, str]
+    """Number to name of every chosen task."""
     init_state_ids: tuple[int, ...]
+    perturbations: tuple[str, ...] = (CLEAN,)
+    repetitions: int = 1
+    arms: tuple[str, ...] = (FULL_ARM,)
     seed: int = 0
     starts: Starts = "evaluation"
 
-    def keys(self) -> list[EpisodeKey]:
-        """Return the episodes, task by task."""
+    @property
+    def task_ids(self) -> tuple[int, ...]:
+        """The chosen tasks, in order."""
+        return tuple(self.tasks)
+
+    def jobs(self) -> list[Job]:
+        """Return the rows to come, task by task; arms of one episode follow each other."""
         return [
-            EpisodeKey(
-                suite=self.suite,
-                task_id=t,
-                init_state_id=i,
-                perturbation="none" if self.starts == "evaluation" else SAMPLED_START,
-                seed=self.seed,
+            Job(
+                EpisodeKey(
+                    suite=self.suite,
+                    task_id=t,
+                    init_state_id=i,
+                    perturbation=p if self.starts == "evaluation" else SAMPLED_START,
+                    seed=self.seed,
+                    repetition=r,
+                ),
+                arm,
             )
             for t in self.task_ids
+            for p in self.perturbations
+            for r in range(self.repetitions)
             for i in self.init_state_ids
+            for arm in self.arms
         ]
 
-    def remaining(self, done: Iterable[EpisodeKey]) -> list[EpisodeKey]:
-        """Return the episodes that are not done yet: resuming is a set difference."""
+    def remaining(self, done: Iterable[Job]) -> list[Job]:
+        """Return the rows that are not there yet: resuming is a set difference."""
         finished = set(done)
-        return [key for key in self.keys() if key not in finished]
+        return [job for job in self.jobs() if job not in finished]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return {**asdict(self), "tasks": {str(t): name for t, name in self.tasks.items()}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Plan:
+        """Read a plan back; unknown fields of a newer version are ignored."""
+        known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
+        for name in ("init_state_ids", "perturbations", "arms"):
+            known[name] = tuple(known[name])
+        known["tasks"] = {int(t): str(name) for t, name in known["tasks"].items()}
+        return cls(**known)
 
 
 def choose(
@@ -78,6 +129,9 @@ def choose(
     *,
     tasks: str | int | Sequence[int],
     init_states: int | Sequence[int],
+    perturbations: Sequence[str] = (CLEAN,),
+    repetitions: int = 1,
+    arms: Sequence[str] = (FULL_ARM,),
     seed: int = 0,
     starts: Starts = "evaluation",
 ) -> Plan:
@@ -87,6 +141,9 @@ def choose(
         suite: The tasks that exist.
         tasks: ``"all"``, one task number or a list of them.
         init_states: How many initial states, counted from the first, or a list of their numbers.
+        perturbations: What the simulator changes; every episode is played once with each.
+        repetitions: How often each is played; they differ in the policy's random draws.
+        arms: Variants of the policy; every episode is played by each.
         seed: Seed of the environment; 0 is the official protocol.
         starts: ``evaluation`` plays from the benchmark's initial states, ``sampled`` from
             placements drawn anew, for choosing a checkpoint without looking at the former.
@@ -117,12 +174,37 @@ def choose(
                 f"use at most rollout.init_states={task.n_init_states}"
             )
             break
+    for what, values, valid in (
+        ("rollout.perturbations", perturbations, suite.perturbations),
+        ("rollout.arms", arms, suite.arms),
+    ):
+        problems += [
+            f"unknown name {value!r} in {what}; {nearest(str(value), valid)}"
+            for value in values
+            if value not in valid
+        ]
+        if not values or len(set(values)) < len(values):
+            problems.append(f"{what} is {list(values)}; name each once, and at least one")
+    if starts == "sampled" and tuple(perturbations) != (CLEAN,):
+        problems.append(
+            "rollout.starts=sampled and rollout.perturbations go together nowhere yet; "
+            "perturb the evaluation states, or leave rollout.perturbations out"
+        )
+    if repetitions < 1:
+        problems.append(f"rollout.repetitions is {repetitions}; use at least 1")
     if seed < 0:
         problems.append(f"rollout.seed is {seed}; use 0 or a positive number")
     if problems:
         raise ContractError("; ".join(problems))
     return Plan(
-        suite=suite.name, task_ids=task_ids, init_state_ids=states, seed=seed, starts=starts
+        suite=suite.name,
+        tasks={task.task_id: task.name for task in chosen},
+        init_state_ids=states,
+        perturbations=tuple(perturbations),
+        repetitions=repetitions,
+        arms=tuple(arms),
+        seed=seed,
+        starts=starts,
     )
 
 

@@ -70,17 +70,31 @@ def host() -> dict[str, str | int]:
     """Describe the machine for the report; nothing here may change a result."""
     return {
         "cpu": _cpu_name(),
+        "cpu_class": cpu_class(),
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
     }
 
 
+def cpu_class() -> str:
+    """Return what decides the last bits of a trajectory: architecture and fused multiply-add.
+
+    Workers fix the OpenBLAS kernel, so two machines of one class give equal states to the bit.
+    """
+    flags = set(_cpu_info("flags").split())
+    return " ".join([platform.machine(), *(f for f in ("avx2", "fma") if f in flags)])
+
+
 def _cpu_name() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_info(field: str) -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.partition(":")[0].strip() == field:
                 return line.partition(":")[2].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""

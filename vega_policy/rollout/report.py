@@ -21,13 +21,16 @@ from vega_policy.rollout import figures
 from vega_policy.rollout.gate_map import GateTrace, colours, overlay
 from vega_policy.rollout.ledger import (
     RunHeader,
+    job_of,
+    planned,
     read_faults,
     read_header,
     read_rows,
-    read_sessions,
+    read_starts,
+    task_names,
 )
 from vega_policy.rollout.page import SCRIPT, STYLE
-from vega_policy.rollout.plan import SAMPLED_START
+from vega_policy.rollout.plan import CLEAN, SAMPLED_START
 from vega_policy.rollout.statistics import Summary, Tally, summarise
 from vega_policy.rollout.video import CHUNK_FPS, first_frame
 from vega_policy.spec import EpisodeKey, EpisodeResult
@@ -54,7 +57,7 @@ class _Run:
     rows: list[EpisodeResult]
     summary: Summary
     faults: list[dict[str, Any]]
-    sessions: list[dict[str, Any]]
+    starts: list[dict[str, Any]]
     names: dict[int, str]
     """Task number to what the task says."""
     missing: list[EpisodeKey]
@@ -102,22 +105,21 @@ def write_report(run_dir: Path) -> Path:
 def _read(run_dir: Path) -> _Run:
     header = read_header(run_dir)
     rows = read_rows(run_dir)
-    names = {int(t): str(name).replace("_", " ") for t, name in header.plan["tasks"].items()}
-    names |= {r.key.task_id: r.instruction for r in rows if r.instruction}
-    done = {(r.key.task_id, r.key.init_state_id) for r in rows}
-    missing = [
-        EpisodeKey(str(header.defines.get("suite", "")), t, i, seed=header.defines.get("seed", 0))
-        for t in sorted(names)
-        for i in header.plan["init_states"]
-        if (t, i) not in done
-    ]
+    names = {t: name.replace("_", " ") for t, name in task_names(header).items()}
+    names |= {
+        r.key.task_id: r.instruction
+        for r in rows
+        if r.instruction and r.key.perturbation in (CLEAN, SAMPLED_START)
+    }
+    done = set(map(job_of, rows))
+    missing = [job.key for job in planned(header) if job not in done]
     return _Run(
         path=run_dir.resolve(),
         header=header,
         rows=rows,
         summary=summarise(rows, task_ids=names),
         faults=read_faults(run_dir),
-        sessions=read_sessions(run_dir),
+        starts=read_starts(run_dir),
         names=names,
         missing=missing,
     )
@@ -367,7 +369,7 @@ def _timing(run: _Run) -> str:
         + "</tr>"
         for name, values in stages.items()
     )
-    wall = sum(float(s["wall_s"]) for s in run.sessions)
+    wall = sum(float(s["wall_s"]) for s in run.starts)
     steps = sum(r.n_steps for r in run.rows)
     build = [float(r.info.get("run", {}).get("build_s", 0.0)) for r in run.rows]
     simulate = sum(float(r.info.get("run", {}).get("simulate_s", 0.0)) for r in run.rows)
@@ -391,7 +393,7 @@ def _timing(run: _Run) -> str:
 
 def _notes(run: _Run) -> str:
     total = run.summary.total
-    states = run.header.plan["init_states"]
+    states = sorted({job.key.init_state_id for job in planned(run.header)})
     per_task = sorted({t.episodes for t in run.summary.tasks.values()})
     low, high = total.interval
     span = (
@@ -454,8 +456,8 @@ def _policy_ms(rows: Sequence[EpisodeResult]) -> dict[str, list[float]]:
 
 
 def _steps_per_s(run: _Run) -> float | None:
-    wall = sum(float(s["wall_s"]) for s in run.sessions)
-    steps = sum(float(s["control_steps"]) for s in run.sessions)
+    wall = sum(float(s["wall_s"]) for s in run.starts)
+    steps = sum(float(s["control_steps"]) for s in run.starts)
     return steps / wall if wall else None
 
 

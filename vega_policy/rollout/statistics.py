@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
+from vega_policy.spec import FULL_ARM
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -77,6 +79,15 @@ def tally(results: Sequence[EpisodeResult]) -> Tally:
         mean_steps_success=fmean(r.n_steps for r in won) if won else None,
         mean_steps=fmean(r.n_steps for r in results) if results else None,
     )
+
+
+def groups(results: Iterable[EpisodeResult]) -> dict[tuple[str, str], list[EpisodeResult]]:
+    """Part rows by (arm, perturbation): what is counted together; the clean full arm comes first."""
+    parts: dict[tuple[str, str], list[EpisodeResult]] = {}
+    for row in results:
+        parts.setdefault((row.arm, row.key.perturbation), []).append(row)
+    order = sorted(parts, key=lambda g: (g[0] != FULL_ARM, g[0], g[1] != "none", g[1]))
+    return {group: parts[group] for group in order}
 
 
 def summarise(results: Iterable[EpisodeResult], *, task_ids: Iterable[int] = ()) -> Summary:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from vega_policy.control import OpenLoop
 from vega_policy.rollout.gate_map import GateTrace
-from vega_policy.rollout.ledger import GATES, VIDEOS
+from vega_policy.rollout.ledger import GATES, TRACES, VIDEOS, storage_fault
 from vega_policy.rollout.messages import (
     Answer,
     Ask,
@@ -38,7 +38,7 @@ from vega_policy.rollout.messages import (
     ToWorker,
     WorkerSettings,
 )
-from vega_policy.rollout.plan import SAMPLED_START
+from vega_policy.rollout.trace import Trace, reset_options, state_bytes, state_digest
 from vega_policy.rollout.video import CHUNK_FPS, film, write_mp4
 from vega_policy.spec import (
     CAMERAS,
@@ -48,10 +48,13 @@ from vega_policy.spec import (
     Observation,
     Outcome,
     PolicyFault,
+    Simulator,
+    StorageFault,
 )
 
 if TYPE_CHECKING:
-    from vega_policy.spec import ActionChunk, Simulator
+    from vega_policy.rollout.plan import Job
+    from vega_policy.spec import ActionChunk
 
 log = logging.getLogger(__name__)
 
@@ -74,34 +77,37 @@ class Worker:
         """
         while isinstance(message := self._pipe.recv(), Run):
             try:
-                result = self.play(message.key, attempt=message.attempt)
+                result = self.play(message.job, attempt=message.attempt)
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise
             except ContractError as error:
-                self._pipe.send(Broken(str(error), is_contract=True))
+                self._pipe.send(Broken(str(error), "contract"))
+                return
+            except StorageFault as error:
+                self._pipe.send(Broken(str(error), "storage"))
                 return
             except Exception as error:
-                log.exception("episode %s", message.key.name())
+                log.exception("episode %s", message.job.name)
                 detail = traceback.format_exception_only(error)[-1].strip()
-                self._pipe.send(Broken(detail, is_contract=False))
+                self._pipe.send(Broken(detail, "simulator"))
                 return
             self._pipe.send(Done(result))
         if self._simulator is not None:
             self._simulator.close()
 
-    def play(self, key: EpisodeKey, *, attempt: int) -> EpisodeResult:
-        """Play one episode from reset to its end and write its video and gate maps."""
+    def play(self, job: Job, *, attempt: int) -> EpisodeResult:
+        """Play one episode from reset to its end and write its trace, video and gate maps."""
         started = time.perf_counter()
+        key = job.key
         simulator = self._simulator_for(key)
         built_s = time.perf_counter() - started
         settings = self._settings
-        limit = simulator.max_steps if settings.max_steps is None else settings.max_steps
-        simulator.max_steps = limit
-        episode = _Recorder(every_step=settings.video == "all")
-        options: dict[str, Any] = {"init_state_id": key.init_state_id}
-        if key.perturbation == SAMPLED_START:
-            options["init_state"] = "sampled"
-        observation, _ = simulator.reset(seed=key.seed, options=options)
+        observation, _ = simulator.reset(seed=key.seed, options=reset_options(key))
+        reset_s = time.perf_counter() - started - built_s
+        if settings.max_steps is not None:
+            simulator.max_steps = settings.max_steps
+        limit = simulator.max_steps
+        episode = _Recorder(simulator, every_step=settings.video == "all")
         episode.see(observation)
         outcome: Outcome = "failure"
         detail = ""
@@ -115,24 +121,29 @@ class Worker:
             except PolicyFault as error:
                 outcome, detail = "policy_fault", str(error)
                 break
-            observation, succeeded, is_over = episode.apply(simulator, chunk, actions)
+            observation, succeeded, is_over = episode.apply(chunk, actions)
             if succeeded:
                 outcome = "success"
             if succeeded or is_over:
                 break
-        state = np.ascontiguousarray(simulator.sim_state(), dtype=np.float64)
-        # Videos are written before the row exists: a row promises its files.
-        files = self._write(key, episode, outcome)
+        # Files are written before the row exists: a row promises its files.
+        try:
+            files = self._write(job, episode, outcome)
+        except OSError as error:
+            raise storage_fault(error, settings.run_dir) from error
         wall_s = time.perf_counter() - started
         return EpisodeResult(
             key=key,
+            arm=job.arm,
             outcome=outcome,
             n_steps=episode.n_steps,
             n_chunks=episode.n_chunks,
-            state_sha256=hashlib.sha256(state.tobytes()).hexdigest(),
+            state_sha256=hashlib.sha256(state_bytes(simulator.sim_state())).hexdigest(),
+            state_hashes=tuple(episode.state_hashes),
             wall_s=round(wall_s, 4),
             instruction=simulator.instruction,
             detail=detail,
+            made_with=settings.made_with,
             info={
                 **files,
                 "gate_mean": episode.gate_mean(),
@@ -140,6 +151,7 @@ class Worker:
                 "run": {
                     "attempt": attempt,
                     "build_s": round(built_s, 4),
+                    "reset_s": round(reset_s, 4),
                     "simulate_s": round(episode.simulate_s, 4),
                     "wait_ms": [round(ms, 2) for ms in episode.wait_ms],
                     "policy_ms": [
@@ -185,17 +197,18 @@ class Worker:
             case Run() | Stop() as other:
                 raise RuntimeError(f"asked for a chunk, got {other!r}")
 
-    def _write(self, key: EpisodeKey, episode: _Recorder, outcome: Outcome) -> dict[str, str]:
+    def _write(self, job: Job, episode: _Recorder, outcome: Outcome) -> dict[str, str]:
         settings = self._settings
-        files: dict[str, str] = {}
+        files = {"trace": f"{TRACES}/{job.name}.npz"}
+        episode.trace().save(settings.run_dir / files["trace"])
         trace = GateTrace.of(
             [g for g in episode.chunk_gates if g is not None], episode.chunk_images
         )
         if trace is not None:
-            files["gates"] = f"{GATES}/{key.name()}.npz"
+            files["gates"] = f"{GATES}/{job.name}.npz"
             trace.save(settings.run_dir / files["gates"])
         if settings.video != "none":
-            files["video"] = f"{VIDEOS}/{key.name()}.mp4"
+            files["video"] = f"{VIDEOS}/{job.name}.mp4"
             frames = film(
                 episode.images,
                 episode.gates,
@@ -213,6 +226,7 @@ class Worker:
 class _Recorder:
     """What is kept of an episode while it runs."""
 
+    simulator: Simulator
     every_step: bool
     images: list[dict[str, NDArray[np.uint8]]] = field(default_factory=list)
     """Frames of the video."""
@@ -222,9 +236,19 @@ class _Recorder:
     chunk_gates: list[Mapping[str, NDArray[np.float32]] | None] = field(default_factory=list)
     policy_ms: list[Mapping[str, float]] = field(default_factory=list)
     wait_ms: list[float] = field(default_factory=list)
+    actions: list[NDArray[np.float32]] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+    """Of the state after each control step."""
+    counts: list[int] = field(default_factory=list)
+    """Control steps of each chunk."""
+    state_hashes: list[str] = field(default_factory=list)
     simulate_s: float = 0.0
     n_steps: int = 0
     n_chunks: int = 0
+
+    def __post_init__(self) -> None:
+        """Keep the state the first inference sees."""
+        self.state_hashes.append(f"{state_digest(self.simulator.sim_state()):016x}")
 
     def see(self, observation: Mapping[str, Any]) -> None:
         """Keep the images of an observation as the next frame of the video."""
@@ -232,7 +256,7 @@ class _Recorder:
         self.gates.append(self.chunk_gates[-1] if self.chunk_gates else None)
 
     def apply(
-        self, simulator: Simulator, chunk: ActionChunk, actions: NDArray[np.float32]
+        self, chunk: ActionChunk, actions: NDArray[np.float32]
     ) -> tuple[dict[str, Any], bool, bool]:
         """Apply actions; return the observation, whether the task succeeded and whether it ended.
 
@@ -248,14 +272,23 @@ class _Recorder:
         started = time.perf_counter()
         observation: dict[str, Any] = {}
         succeeded = is_over = False
+        before = self.n_steps
         for part in np.split(actions, len(actions)) if self.every_step else [actions]:
-            observation, _, succeeded, is_over, info = simulator.step_chunk(part)
+            observation, _, succeeded, is_over, info = self.simulator.step_chunk(part)
             self.n_steps += int(info["n_steps"])
+            self.digests += [state_digest(state) for state in info["states"]]
             self.see(observation)
             if succeeded or is_over:
                 break
         self.simulate_s += time.perf_counter() - started
+        self.counts.append(self.n_steps - before)
+        self.actions.append(actions[: self.counts[-1]])
+        self.state_hashes.append(f"{self.digests[-1]:016x}")
         return observation, bool(succeeded), bool(is_over)
+
+    def trace(self) -> Trace:
+        """Return what a replay needs."""
+        return Trace.of(actions=self.actions, digests=self.digests, counts=self.counts)
 
     def gate_mean(self) -> dict[str, list[float]]:
         """Return the mean gate per camera at every inference; empty without a gate."""
@@ -276,7 +309,7 @@ def main(descriptor: int) -> None:
             settings: WorkerSettings = pipe.recv()
         except (ImportError, AttributeError) as error:
             detail = f"the simulator cannot be imported in its process: {error}"
-            pipe.send(Broken(detail, is_contract=True))
+            pipe.send(Broken(detail, "contract"))
             return
         Worker(pipe=pipe, settings=settings).serve()
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Outcome = Literal["success", "failure", "policy_fault"]
+FULL_ARM = "full"
+"""The policy as it was trained."""
 
 
 @dataclass(frozen=True, order=True)
@@ -56,6 +58,19 @@ class EpisodeResult:
     """The message of a fault; empty otherwise."""
     info: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Numbers of the episode for the report (JSON values only)."""
+    arm: str = FULL_ARM
+    """Which variant of the policy played: episodes of two arms with equal keys are a pair."""
+    state_hashes: tuple[str, ...] = ()
+    """The first 16 hex digits of the hash of the simulator state at the first inference, then after
+    every chunk: where two replays part is seen without simulating the rest."""
+    made_with: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Checkpoint hash, versions and processor class, so that a row means something without its
+    run: rows of several machines are merged by concatenation."""
+
+    @property
+    def name(self) -> str:
+        """Unique within a run and usable as a file name."""
+        return self.key.name() if self.arm == FULL_ARM else f"{self.key.name()}@{self.arm}"
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -66,4 +81,5 @@ class EpisodeResult:
         """Read a row back; unknown fields of a newer version are ignored."""
         known: dict[str, Any] = {k: v for k, v in row.items() if k in cls.__dataclass_fields__}
         known["key"] = EpisodeKey(**row["key"])
+        known["state_hashes"] = tuple(row.get("state_hashes", ()))
         return cls(**known)

@@ -29,5 +29,9 @@ class EnvFault(VegaError):
     """The simulator or the robot broke: retried, then a missing row, never a failed episode."""
 
 
+class StorageFault(VegaError):
+    """The disk refused a write: what is recorded is whole, the rest has to be made again."""
+
+
 class SafetyStop(VegaError):
     """Motion must end now and stay ended until a person releases it."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vega_policy.spec import AGENTVIEW, WRIST, ActionChunk, ActionSpec, Observation
+from vega_policy.spec import AGENTVIEW, FULL_ARM, WRIST, ActionChunk, ActionSpec, Observation
+from vega_policy.spec.names import require_name
 from vega_policy.testing.fake_env import BLOCK_RGB
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+ARMS = (FULL_ARM, "gate_clamped")
 GRID = 8
 """Side of the gate maps."""
 
@@ -37,6 +39,11 @@ class FakePolicy:
     """Misbehaves where the instruction contains this text."""
     batch_sizes: list[int] = field(default_factory=list[int])
     """Size of every batch asked for so far."""
+
+    def arm(self, name: str) -> FakePolicy:
+        """Return a variant; ``gate_clamped`` wavers three times as much."""
+        require_name(name, ARMS, what="arm")
+        return replace(self, waver=self.waver * (3 if name == "gate_clamped" else 1))
 
     def act(self, batch: Sequence[Observation], *, keys: Sequence[int]) -> list[ActionChunk]:
         """Answer each observation; see `vega_policy.spec.Policy`."""

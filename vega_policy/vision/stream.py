@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vega_policy.spec.errors import ContractError
 from vega_policy.vision.fusion import Fused, FusionConfig, build_fusion
+from vega_policy.vision.fusion.semantic import semantic_only
 from vega_policy.vision.prior import PriorConfig, WanPrior, ZeroPrior, build_prior
 from vega_policy.vision.semantic import SemanticConfig, SemanticTowers
 
@@ -96,6 +97,7 @@ class VisionStream(nn.Module):
         *,
         prior_features: Tensor | None = None,
         keys: Sequence[int] | None = None,
+        shut_out_prior: bool = False,
     ) -> Fused:
         """Encode and fuse every view; views follow each other along the token axis.
 
@@ -104,6 +106,8 @@ class VisionStream(nn.Module):
             prior_features: (b, v, n, c) cached features; None runs the prior.
             keys: One integer per observation for the prior's noise; needed when the prior runs
                 with keyed noise, and zeros otherwise.
+            shut_out_prior: Clamp the gate to 1, whatever the fusion rule: the tokens are those of
+                the semantic stream, and the prior does not run.
 
         Returns:
             Tokens (b, v * n, d) and gate (b, v * n, 1).
@@ -112,6 +116,8 @@ class VisionStream(nn.Module):
             ValueError: Cached features have the wrong shape, or keyed noise has no keys.
         """
         semantic = self.semantic_projector(self.semantic(pixels)).flatten(1, 2)
+        if shut_out_prior:
+            return semantic_only(semantic)
         features = prior_features
         if features is None:
             features = self.prior_features(pixels, keys=keys)

@@ -16,4 +16,9 @@ class SemanticOnlyFusion(nn.Module):
 
     def forward(self, semantic: Tensor, prior: Tensor) -> Fused:  # noqa: ARG002
         """Return ``semantic`` (b, n, d) as it is."""
-        return Fused(tokens=semantic, gate=semantic.new_ones(*semantic.shape[:-1], 1))
+        return semantic_only(semantic)
+
+
+def semantic_only(semantic: Tensor) -> Fused:
+    """Return ``semantic`` (b, n, d) with a gate of 1 everywhere."""
+    return Fused(tokens=semantic, gate=semantic.new_ones(*semantic.shape[:-1], 1))
