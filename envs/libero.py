@@ -9,9 +9,11 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from envs import perturbations
+from envs.perturbations import Perturbation
 from envs.simulation import LiberoSimulation
-from envs.suites import HORIZONS, get_task, init_states
-from vega_policy.spec import CAMERAS, ActionSpec, ContractError
+from envs.suites import HORIZONS, Task, get_task, init_states, split_suite
+from vega_policy.spec import CAMERAS, ActionSpec, ContractError, EpisodeKey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +42,9 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
     suite's step limit.
 
     Args:
-        suite: ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10``, ``libero_90``.
+        suite: ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10``,
+            ``libero_90``; or a suite of LIBERO-PRO (``libero_goal_swap``), which makes its
+            perturbation what ``reset`` does unless told otherwise.
         task_id: Index in the benchmark's default order.
         camera_px: Side of the square images; 256 in the published evaluation, 128 in the
             published demonstrations.
@@ -55,15 +59,17 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
     def __init__(
         self, *, suite: str, task_id: int, camera_px: int = 128, render: bool = True
     ) -> None:
-        self.task = get_task(suite, task_id)
+        self.suite, self._usual_perturbation = split_suite(suite)
+        self.task = get_task(self.suite, task_id, self._usual_perturbation)
         self.instruction = self.task.instruction
-        self.max_steps = HORIZONS[suite]
+        self.max_steps = HORIZONS[self.suite]
         self.action_spec = ActionSpec()
         self.camera_px = camera_px
         self.render_mode = "rgb_array"
         self.renders = render
         self._cameras = CAMERAS if render else ()
         self.simulation = LiberoSimulation(self.task, render=render)
+        self.perturbation = Perturbation()
         self._n_steps = 0
         self.action_space = spaces.Box(-1.0, 1.0, (self.action_spec.size,), np.float64)
         image = spaces.Box(0, 255, (camera_px, camera_px, 3), np.uint8)
@@ -80,40 +86,57 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
         Args:
             seed: Seed of the sequence of resets; None means 0, the official one.
             options: ``init_state_id``: which evaluation initial state (default 0).
+                ``perturbation``: a name of `envs.perturbations.names` (default: the suite's own,
+                ``none`` for a stock suite). ``repetition``: the episode key's; it decides, with
+                the rest of the key, what a perturbation draws.
                 ``reset_index``: which reset after ``seed`` decides the fixtures (default: the
                 initial state's own number, as in the official order of episodes).
                 ``init_state``: "sampled" keeps the placement that the reset drew instead of an
                 evaluation state (for demonstrations).
 
         Raises:
-            ContractError: An unknown option, or an initial state that the suite does not have.
+            ContractError: An unknown option or perturbation, or an initial state that the suite
+                does not have.
         """
         super().reset(seed=seed)
         wanted = dict(options or {})
         state_id = int(wanted.pop("init_state_id", 0))
         index = int(wanted.pop("reset_index", state_id))
+        name = perturbations.require(wanted.pop("perturbation", self._usual_perturbation))
+        repetition = int(wanted.pop("repetition", 0))
         is_sampled = wanted.pop("init_state", "evaluation") == "sampled"
         if wanted:
             raise ContractError(
                 f"unknown reset options {sorted(wanted)}; "
-                "valid: init_state, init_state_id, reset_index"
+                "valid: init_state, init_state_id, perturbation, repetition, reset_index"
             )
+        key = EpisodeKey(self.suite, self.task.task_id, state_id, name, seed or 0, repetition)
+        task = get_task(self.suite, self.task.task_id, name)
+        states = init_states(self.suite, self.task.task_id, name)
+        if not is_sampled and not 0 <= state_id < len(states):
+            raise ContractError(
+                f"{self.task.name} has initial states 0 to {len(states) - 1}, got {state_id}; "
+                "choose one of these"
+            )
+        self._require_scene(task)
+        self.perturbation = perturbations.make(key)
+        self.instruction = self.perturbation.rewrite(task.instruction)
         self.simulation.seed(0 if seed is None else seed)
         self.simulation.reset(index=index)
-        if is_sampled:
-            self.simulation.set_state(self._sampled_state(seed=seed or 0, index=index))
-        else:
-            states = init_states(self.task.suite, self.task.task_id)
-            if not 0 <= state_id < len(states):
-                raise ContractError(
-                    f"{self.task.name} has initial states 0 to {len(states) - 1}, got {state_id}; "
-                    "choose one of these"
-                )
-            self.simulation.set_state(states[state_id])
+        self.perturbation.edit(self.simulation.model)
+        start = self._sampled_state(seed=seed or 0, index=index) if is_sampled else states[state_id]
+        self.simulation.set_state(self.perturbation.start(start, self.simulation.model))
         for _ in range(SETTLING_STEPS):
             self.simulation.step(SETTLING_ACTION)
         self._n_steps = 0
         return self._observe(), {"instruction": self.instruction}
+
+    def _require_scene(self, task: Task) -> None:
+        """Build another scene if the task is set in another one than is there."""
+        if task.bddl_file != self.simulation.task.bddl_file or not self.simulation.is_open:
+            self.simulation.close()  # first: two scenes are 3 GB
+            self.simulation = LiberoSimulation(task, render=self.renders)
+        self.task = task
 
     def _sampled_state(self, *, seed: int, index: int) -> NDArray[np.float64]:
         """Keep the placement of the reset and move the arm as LIBERO's published states do."""
@@ -166,12 +189,16 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
         return self._observe(), float(success), success, truncated, info
 
     def _observe(self) -> dict[str, Any]:
-        images = {name: self.simulation.image(name, self.camera_px) for name in self._cameras}
+        images = {name: self._image(name) for name in self._cameras}
         return {**images, "proprio": self.simulation.sample.proprio}
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
         """Return the third-person camera."""
-        return self.simulation.image("agentview", self.camera_px)
+        return self._image("agentview")
+
+    def _image(self, camera: str) -> NDArray[np.uint8]:
+        image = self.simulation.image(camera, self.camera_px)
+        return self.perturbation.look(image, camera=camera, step=self._n_steps)
 
     def sim_state(self) -> NDArray[np.float64]:
         """Return the flattened MuJoCo state: time, qpos, qvel."""

@@ -289,6 +289,11 @@ class LiberoSimulation:
         """The ``mujoco.MjData``."""
         return self._data
 
+    @property
+    def is_open(self) -> bool:
+        """Whether `close` has not been called."""
+        return self._env is not None
+
     def close(self) -> None:
         """Free the GL context and the model."""
         if self._env is not None:
