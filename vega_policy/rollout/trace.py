@@ -45,6 +45,14 @@ class Trace:
             counts=np.array(counts, dtype=np.int64),
         )
 
+    def sha256(self) -> str:
+        """Return the hash of everything in it; the row keeps it, so that a change is noticed."""
+        digest = hashlib.sha256()
+        for values, kind in ((self.actions, "<f4"), (self.digests, "<u8"), (self.counts, "<i8")):
+            digest.update(repr(values.shape).encode())
+            digest.update(np.ascontiguousarray(values, dtype=kind).tobytes())
+        return digest.hexdigest()
+
     def save(self, path: Path) -> None:
         """Write an npz without pickle, atomically."""
         with atomic_path(path) as temporary:

@@ -199,8 +199,9 @@ class Worker:
 
     def _write(self, job: Job, episode: _Recorder, outcome: Outcome) -> dict[str, str]:
         settings = self._settings
-        files = {"trace": f"{TRACES}/{job.name}.npz"}
-        episode.trace().save(settings.run_dir / files["trace"])
+        steps = episode.trace()
+        files = {"trace": f"{TRACES}/{job.name}.npz", "trace_sha256": steps.sha256()}
+        steps.save(settings.run_dir / files["trace"])
         trace = GateTrace.of(
             [g for g in episode.chunk_gates if g is not None], episode.chunk_images
         )
