@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.installed import libero_module, quiet
+from envs.rendering import CulledRenderer
 from vega_policy.spec import ContractError, EnvFault
 from vega_policy.spec.rotation import quat_to_axis_angle
 
@@ -40,9 +41,10 @@ _CAMERA_IDS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 _RESTORED = (
     *("body_pos", "body_quat", "geom_pos", "geom_quat", "geom_rgba", "mat_rgba", "qpos0"),
     *("site_pos", "site_quat", "site_size", "site_rgba", "cam_pos", "cam_quat"),
-    *("light_pos", "light_dir"),
+    *("light_pos", "light_dir", "light_diffuse", "light_specular", "mat_texid"),
 )
-"""Model arrays that LIBERO or robosuite may write after compilation."""
+"""Model arrays that LIBERO, robosuite or a perturbation may write after compilation."""
+_HEADLIGHT = ("ambient", "diffuse")
 _POSED = (
     *("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat"),
     *("site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
@@ -106,6 +108,7 @@ class LiberoSimulation:
 
         self._mj: Any = mujoco
         self._model.opt.disableflags |= int(self._mj.mjtDisableBit.mjDSBL_SENSOR)
+        self._renderer = CulledRenderer(self._env.sim, mujoco) if render else None
         self._n_substeps = int(self._env.control_timestep / self._env.model_timestep)
         self._arm: Any = None
 
@@ -154,6 +157,8 @@ class LiberoSimulation:
         env, model, data, mj = self._env, self._model, self._data, self._mj
         for name, values in self._pristine.items():
             getattr(model, name)[:] = values
+        for name, values in env.vega_headlight.items():
+            getattr(model.vis.headlight, name)[:] = values
         # Officially this list is never cleared and grows by its first length at each hard reset,
         # so that later resets draw more random numbers.
         env.object_property_initializers.extend(self._initializers)
@@ -257,14 +262,14 @@ class LiberoSimulation:
         Raises:
             ContractError: The simulation was built without a GL context.
         """
-        if not self.renders:
+        if self._renderer is None:
             raise ContractError("this simulation has no GL context; build it with render=True")
         data = self._data
         now = {name: np.array(getattr(data, name)) for name in _POSED}
         try:
             for name, values in self._posed.items():
                 getattr(data, name)[:] = values
-            raw = self._env.sim.render(camera_name=_CAMERA_IDS[camera], width=px, height=px)
+            raw = self._renderer.draw(_CAMERA_IDS[camera], px)
         finally:
             for name, values in now.items():
                 getattr(data, name)[:] = values
@@ -453,6 +458,8 @@ def _build(task: Task, *, render: bool) -> Any:
             problem._initialize_sim(self, xml_string)
             model = self.sim.model._model
             self.vega_pristine = {name: np.array(getattr(model, name)) for name in _RESTORED}
+            head = model.vis.headlight
+            self.vega_headlight = {name: np.array(getattr(head, name)) for name in _HEADLIGHT}
 
         # LIBERO checks the name of the class against the problem file, so the subclass keeps it.
         watched = type(problem.__name__, (problem,), {"_initialize_sim": initialize})
