@@ -10,10 +10,12 @@ images count too.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _HIDDEN_GROUP = 5
 """A geom group that MuJoCo does not draw by default."""
