@@ -24,7 +24,7 @@ from vega_policy.spec.names import require_name
 from vega_policy.vision.prior import build_prior
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import Self
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from vega_policy.policy.config import ImageTransform, PolicyConfig
-    from vega_policy.spec import Observation
+    from vega_policy.spec import Check, Observation
 
 
 ARMS = (FULL_ARM, "gate_clamped")
@@ -225,6 +225,12 @@ class VegaPolicy(nn.Module):
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def checks(self, observations: Sequence[Observation], *, suite: str) -> Iterator[Check]:
+        """Examine this policy, lazily; see `vega_policy.policy.probes.checks`."""
+        from vega_policy.policy.probes import checks
+
+        return checks(self, observations, suite=suite)
 
     def save_pretrained(self, path: Path | str, *, card: str | None = None) -> None:
         """Write a checkpoint directory that `from_pretrained` reads.

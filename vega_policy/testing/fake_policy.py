@@ -37,6 +37,8 @@ class FakePolicy:
     misbehaves: Literal["never", "raises", "nan", "short", "miscounts"] = "never"
     on_instruction: str = ""
     """Misbehaves where the instruction contains this text."""
+    ignores: tuple[str, ...] = (WRIST, "instruction")
+    """Inputs it is made without; see `vega_policy.rollout.doctor.policy_checks`."""
     batch_sizes: list[int] = field(default_factory=list[int])
     """Size of every batch asked for so far."""
 

@@ -1,0 +1,17 @@
+"""Preflight: is a number made here worth believing?"""
+
+from vega_policy.rollout.doctor.behaviour import SelfExamining, policy_checks
+from vega_policy.rollout.doctor.machine import Machine, Needs, machine_checks, read_machine
+from vega_policy.rollout.doctor.verdict import Verdict, load_verdict, preflight
+
+__all__ = [
+    "Machine",
+    "Needs",
+    "SelfExamining",
+    "Verdict",
+    "load_verdict",
+    "machine_checks",
+    "policy_checks",
+    "preflight",
+    "read_machine",
+]
