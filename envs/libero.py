@@ -152,12 +152,14 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
         return self.step_chunk(np.asarray(action)[None])
 
     def step_chunk(
-        self, actions: NDArray[Any]
+        self, actions: NDArray[Any], *, look_when_over: bool = True
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Apply actions one after the other; only the last observation is rendered.
 
         Args:
             actions: (n, 7), n >= 1. Ends early when the goal is reached or the step limit is.
+            look_when_over: False leaves the images out of the observation that ends the episode,
+                for a caller that shows it to nobody.
 
         Returns:
             Gymnasium's five values; ``info["n_steps"]`` counts the actions applied, and
@@ -186,10 +188,11 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
                 break
         truncated = not success and self._n_steps >= self.max_steps
         info = {"n_steps": done, "states": np.stack(states)}
-        return self._observe(), float(success), success, truncated, info
+        looks = look_when_over or not (success or truncated)
+        return self._observe(looks=looks), float(success), success, truncated, info
 
-    def _observe(self) -> dict[str, Any]:
-        images = {name: self._image(name) for name in self._cameras}
+    def _observe(self, *, looks: bool = True) -> dict[str, Any]:
+        images = {name: self._image(name) for name in self._cameras if looks}
         return {**images, "proprio": self.simulation.sample.proprio}
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]

@@ -103,7 +103,7 @@ class Processor:
         return torch.stack([self._resize(images[name]) for name in self.config.cameras])
 
     def _resize(self, image: NDArray[np.uint8]) -> Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)  # may be read-only
         side = self.config.image_px
         if pixels.shape[1:] == (side, side):
             return pixels

@@ -1,8 +1,9 @@
 """One inference loop, many simulator processes on this machine.
 
 The loop sleeps until a process says something, batches the observations that are waiting, asks the
-policy once, and sends the chunks back. An episode is the same whichever process plays it: its
-initial state, its seed and the key of each inference come from its `EpisodeKey` alone.
+policy once, and sends the chunks back. Images come through shared memory, all else through a pipe
+per process. An episode is the same whichever process plays it: its initial state, its seed and the
+key of each inference come from its `EpisodeKey` alone.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import IO, TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING
 
 from vega_policy.control import require_valid_chunk
+from vega_policy.rollout.frames import FrameBoard
 from vega_policy.rollout.messages import (
     Answer,
     Ask,
@@ -30,40 +31,37 @@ from vega_policy.rollout.messages import (
     FromWorker,
     Missing,
     Run,
+    Shown,
     Stop,
     ToWorker,
     WorkerSettings,
 )
-from vega_policy.rollout.plan import inference_key
-from vega_policy.spec import ContractError, EnvFault, EpisodeResult, PolicyFault, StorageFault
+from vega_policy.rollout.plan import Job, inference_key
+from vega_policy.rollout.schedule import (
+    Attempts,
+    EngineSettings,
+    JobQueue,
+    OnFault,
+    Task,
+    task_of,
+)
+from vega_policy.spec import (
+    ContractError,
+    EpisodeResult,
+    Observation,
+    PolicyFault,
+    StorageFault,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from vega_policy.rollout.plan import Job
     from vega_policy.spec import ActionChunk, Policy
 
 log = logging.getLogger(__name__)
 
-_START = "import sys; from vega_policy.rollout.worker import main; main(int(sys.argv[1]))"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """How the work is spread; nothing here changes a row."""
-
-    n_workers: int
-    """Simulator processes alive at a time."""
-    max_batch: int = 16
-    """Observations answered in one call of the policy."""
-    max_delay_ms: float = 5.0
-    """Longest an observation waits for others to join its batch. A batch also goes as soon as
-    every live worker is waiting."""
-    max_restarts: int = 3
-    """How often an episode is tried again after its simulator broke."""
-    timeout_s: float = 180.0
-    """A worker that says nothing for so long, while it is its turn, is taken for hung."""
+_START = "import sys; from vega_policy.rollout.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 
 
 class LocalEngine:
@@ -106,7 +104,8 @@ class LocalEngine:
         """
         queue = JobQueue(jobs)
         room = min(self._settings.n_workers, len(queue))
-        session = _Session(self._settings, queue, self._on_fault)
+        attempts = Attempts(queue, self._settings, self._on_fault, where=self._log_dir)
+        session = _Session(self._settings, queue, attempts)
         try:
             for number in range(room):
                 session.seats.append(
@@ -125,10 +124,9 @@ class LocalEngine:
                         yield from session.broke(seat, detail)
                 if session.is_batch_due():
                     batch = session.take_batch()
-                    questions = [(run.job, ask) for _, run, ask in batch]
-                    answers = answer_arms(self._policies, questions)
-                    for (seat, _, _), reply in zip(batch, answers, strict=True):
-                        yield from session.say(seat, reply)
+                    answers = answer_arms(self._policies, [(b.job, b.ask) for b in batch])
+                    for waiting, reply in zip(batch, answers, strict=True):
+                        yield from session.say(waiting.seat, reply)
         finally:
             for seat in session.seats:
                 seat.end()
@@ -183,26 +181,24 @@ def _checked(policy: Policy, chunk: ActionChunk) -> Answer | Faulted:
     return Answer(chunk)
 
 
-Waiting = tuple["_Seat", Run, Ask]
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    seat: _Seat
+    job: Job
+    ask: Ask
+    since_s: float
 
 
 class _Session:
     """The state of one `LocalEngine.run`."""
 
-    def __init__(
-        self,
-        settings: EngineSettings,
-        queue: JobQueue,
-        on_fault: OnFault | None,
-    ) -> None:
+    def __init__(self, settings: EngineSettings, queue: JobQueue, attempts: Attempts) -> None:
         self.seats: list[_Seat] = []
         self._settings = settings
         self._queue = queue
-        self._on_fault = on_fault
-        self._attempts: Counter[Job] = Counter()
-        self._waiting: list[Waiting] = []
-        self._oldest_s = 0.0
-        self._n_faults_in_a_row = 0
+        self._attempts = attempts
+        self._waiting: list[_Waiting] = []
+        """In the order they asked."""
 
     def employ(self, seat: _Seat) -> None:
         """Give a free worker its next episode, one of the task it has loaded if there is one."""
@@ -211,9 +207,8 @@ class _Session:
         if job is None:
             seat.dismiss()
             return
-        self._attempts[job] += 1
         seat.task = task_of(job)
-        seat.run = Run(job, self._attempts[job])
+        seat.run = self._attempts.start(job)
         seat.send(seat.run)
 
     def hear(self, seat: _Seat) -> Iterator[EpisodeResult | Missing]:
@@ -226,13 +221,11 @@ class _Session:
         seat.heard_s = time.monotonic()
         run = seat.run
         match message:
-            case Ask() as ask if run is not None:
-                if not self._waiting:
-                    self._oldest_s = time.monotonic()
+            case Shown() as shown if run is not None:
                 seat.is_waiting = True
-                self._waiting.append((seat, run, ask))
+                self._waiting.append(_Waiting(seat, run.job, seat.look(shown), seat.heard_s))
             case Done(result):
-                self._n_faults_in_a_row = 0
+                self._attempts.ended()
                 seat.run = None
                 self.employ(seat)
                 yield result
@@ -259,24 +252,13 @@ class _Session:
             EnvFault: Nothing but faults for a while.
         """
         run = seat.run
-        self._waiting = [entry for entry in self._waiting if entry[0] is not seat]
+        self._waiting = [entry for entry in self._waiting if entry.seat is not seat]
         seat.restart()
         if run is None:
             return
-        log.warning("%s, attempt %d: %s", run.job.name, run.attempt, detail)
-        if self._on_fault is not None:
-            self._on_fault(run.job, run.attempt, detail)
-        self._n_faults_in_a_row += 1
-        limit = (1 + self._settings.max_restarts) * max(2, self._settings.n_workers)
-        if self._n_faults_in_a_row >= limit:
-            raise EnvFault(
-                f"the simulator broke {limit} times in a row, last: {detail}; the workers' output "
-                f"is in {seat.log_path.parent}"
-            )
-        if run.attempt > self._settings.max_restarts:
-            yield Missing(run.job, detail)
-        else:
-            self._queue.put_back(run.job)
+        missing = self._attempts.broke(run, detail)
+        if missing is not None:
+            yield missing
         # A worker that went idle may be needed again for the episode that was put back.
         for free in [s for s in self.seats if s.run is None]:
             if len(self._queue):
@@ -289,7 +271,7 @@ class _Session:
         silent = [s.heard_s for s in busy if not s.is_waiting]
         ends = [min(silent) + self._settings.timeout_s] if silent else []
         if self._waiting:
-            ends.append(self._oldest_s + self._settings.max_delay_ms / 1000)
+            ends.append(self._waiting[0].since_s + self._settings.max_delay_ms / 1000)
         return max(0.0, min(ends) - now) if ends else 0.0
 
     def is_batch_due(self) -> bool:
@@ -297,56 +279,17 @@ class _Session:
         if not self._waiting:
             return False
         n_busy = sum(seat.run is not None for seat in self.seats)
-        waited_ms = 1000 * (time.monotonic() - self._oldest_s)
+        waited_ms = 1000 * (time.monotonic() - self._waiting[0].since_s)
         return (
             len(self._waiting) >= min(self._settings.max_batch, n_busy)
             or waited_ms >= self._settings.max_delay_ms
         )
 
-    def take_batch(self) -> list[Waiting]:
+    def take_batch(self) -> list[_Waiting]:
         """Take the observations that waited longest."""
         batch = self._waiting[: self._settings.max_batch]
         self._waiting = self._waiting[self._settings.max_batch :]
-        self._oldest_s = time.monotonic()
         return batch
-
-
-Task = tuple[str, int]
-OnFault: TypeAlias = "Callable[[Job, int, str], None]"
-
-
-def task_of(job: Job) -> Task:
-    """Return what a worker keeps a simulator for."""
-    return (job.key.suite, job.key.task_id)
-
-
-class JobQueue:
-    """Episodes left to play, by task, since building a task's simulator is what costs."""
-
-    def __init__(self, jobs: Iterable[Job]) -> None:
-        self._tasks: dict[Task, list[Job]] = {}
-        for job in jobs:
-            self.put_back(job)
-
-    def __len__(self) -> int:
-        return sum(len(jobs) for jobs in self._tasks.values())
-
-    def put_back(self, job: Job) -> None:
-        """Add an episode at the end of its task."""
-        self._tasks.setdefault(task_of(job), []).append(job)
-
-    def take(self, current: Task | None, taken: set[Task | None]) -> Job | None:
-        """Take an episode: of the current task, else of one nobody plays, else of the longest."""
-        if current not in self._tasks:
-            free = [task for task in self._tasks if task not in taken]
-            current = max(free or self._tasks, key=lambda t: len(self._tasks[t]), default=None)
-        if current is None:
-            return None
-        jobs = self._tasks[current]
-        job = jobs.pop(0)
-        if not jobs:
-            del self._tasks[current]
-        return job
 
 
 class _Seat:
@@ -355,7 +298,7 @@ class _Seat:
     def __init__(self, *, number: int, settings: WorkerSettings, log_dir: Path) -> None:
         self.log_path = log_dir / f"worker-{number}.log"
         self.run: Run | None = None
-        self.task: tuple[str, int] | None = None
+        self.task: Task | None = None
         self.is_waiting = False
         self.heard_s = 0.0
         self._settings = settings
@@ -369,10 +312,11 @@ class _Seat:
             return
         self._kill()
         ours, theirs = socket.socketpair()
+        self._board = FrameBoard.make()
         self.pipe: Connection[ToWorker | WorkerSettings, FromWorker] = Connection(ours.detach())
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with theirs, self.log_path.open("ab") as output:
-            self._process = _spawn(theirs.fileno(), output)
+            self._process = _spawn([theirs.fileno(), self._board.descriptor], output)
         self.send(self._settings)
 
     def restart(self) -> None:
@@ -388,6 +332,15 @@ class _Seat:
         except OSError:
             return False
         return True
+
+    def look(self, shown: Shown) -> Ask:
+        """Return the question with the images as they lie in shared memory."""
+        seen = Observation(
+            images=self._board.read(shown.frames),
+            proprio=shown.proprio,
+            instruction=shown.instruction,
+        )
+        return Ask(seen, shown.chunk_index)
 
     def is_hung(self, timeout_s: float) -> bool:
         """Whether it is the worker's turn and it has said nothing for too long."""
@@ -425,6 +378,7 @@ class _Seat:
             self._process.kill()
             self._process.wait()
             self.pipe.close()
+            self._board.close()
         self._process, self._is_dismissed = None, False
         self.run, self.task, self.is_waiting = None, None, False
 
@@ -443,10 +397,10 @@ def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
     return {**base, **fixed}
 
 
-def _spawn(descriptor: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+def _spawn(descriptors: list[int], output: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-c", _START, str(descriptor)],
-        pass_fds=[descriptor],
+        [sys.executable, "-c", _START, *map(str, descriptors)],
+        pass_fds=descriptors,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from vega_policy.rollout.frames import Frame
 from vega_policy.rollout.plan import Job
 from vega_policy.spec import (
     ActionChunk,
@@ -17,7 +21,8 @@ from vega_policy.spec import (
 )
 
 VideoMode = Literal["chunks", "all", "none"]
-"""``chunks``: the frames the policy saw; ``all``: every control step is rendered."""
+"""``chunks``: the frames the policy saw; ``all``: every control step is rendered; ``none``: no film,
+and nothing is rendered that the policy does not see."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +79,21 @@ class Stop:
 
 @dataclass(frozen=True, eq=False)
 class Ask:
-    """From a worker: what to do now?"""
+    """A worker's question: what to do now?"""
 
     observation: Observation
+    """From a process on this machine its images are views of shared memory: read-only, and valid
+    until the question is answered."""
+    chunk_index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """From a worker: an `Ask` whose images are on the board."""
+
+    frames: tuple[Frame, ...]
+    proprio: NDArray[np.float32]
+    instruction: str
     chunk_index: int
 
 
@@ -89,7 +106,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Broken:
-    """From a worker, its last word: the simulator raised."""
+    """From a worker, its last word: something raised."""
 
     detail: str
     cause: Literal["simulator", "contract", "storage"]
@@ -105,4 +122,4 @@ class Missing:
 
 
 ToWorker = Run | Answer | Faulted | Stop
-FromWorker = Ask | Done | Broken
+FromWorker = Shown | Done | Broken

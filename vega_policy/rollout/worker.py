@@ -1,8 +1,8 @@
-"""A simulator process: plays the episodes it is told to, asks the inference loop what to do.
+"""A simulator process: plays the episodes it is told to, asks elsewhere what to do.
 
-It is started by `vega_policy.rollout.engine` as ``python -c "... main(<pipe>)"`` with its own
+`vega_policy.rollout.engine` starts it as ``python -c "... main(<pipe>, <board>)"`` with its own
 environment variables, so that thread counts are set before NumPy is imported, and it imports
-neither torch nor the policy.
+neither torch nor the policy. `vega_policy.rollout.ray_engine` runs the same `Worker` in an actor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vega_policy.control import OpenLoop
+from vega_policy.rollout.frames import FrameBoard
 from vega_policy.rollout.gate_map import GateTrace
 from vega_policy.rollout.ledger import GATES, TRACES, VIDEOS, storage_fault
 from vega_policy.rollout.messages import (
@@ -34,8 +35,10 @@ from vega_policy.rollout.messages import (
     Faulted,
     FromWorker,
     Run,
+    Shown,
     Stop,
     ToWorker,
+    VideoMode,
     WorkerSettings,
 )
 from vega_policy.rollout.trace import Trace, reset_options, state_bytes, state_digest
@@ -54,46 +57,53 @@ from vega_policy.spec import (
 
 if TYPE_CHECKING:
     from vega_policy.rollout.plan import Job
+    from vega_policy.rollout.schedule import Task
     from vega_policy.spec import ActionChunk
 
 log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Plays episodes over a pipe; keeps the simulator while the task stays the same."""
+    """Plays episodes; keeps the simulator while the task stays the same."""
 
-    def __init__(self, *, pipe: Connection[FromWorker, ToWorker], settings: WorkerSettings) -> None:
-        self._pipe = pipe
+    def __init__(
+        self, *, settings: WorkerSettings, ask: Callable[[Job, Ask], Answer | Faulted]
+    ) -> None:
+        """Set up; the first episode builds the simulator.
+
+        Args:
+            settings: What stays the same over all episodes.
+            ask: Has the policy answer; blocks until it has.
+        """
         self._settings = settings
+        self._ask = ask
         self._schedule = OpenLoop(spec=settings.action_spec, n_execute=settings.n_execute)
         self._simulator: Simulator | None = None
-        self._task: tuple[str, int] | None = None
+        self._task: Task | None = None
 
-    def serve(self) -> None:
-        """Play what is asked for until told to stop.
+    def attempt(self, run: Run) -> Done | Broken:
+        """Play an episode and say how it went; after `Broken` the worker is of no more use.
 
         Raises:
-            EOFError: The inference loop is gone.
+            EOFError, BrokenPipeError, ConnectionResetError: Nobody is there to ask.
         """
-        while isinstance(message := self._pipe.recv(), Run):
-            try:
-                result = self.play(message.job, attempt=message.attempt)
-            except (EOFError, BrokenPipeError, ConnectionResetError):
-                raise
-            except ContractError as error:
-                self._pipe.send(Broken(str(error), "contract"))
-                return
-            except StorageFault as error:
-                self._pipe.send(Broken(str(error), "storage"))
-                return
-            except Exception as error:
-                log.exception("episode %s", message.job.name)
-                detail = traceback.format_exception_only(error)[-1].strip()
-                self._pipe.send(Broken(detail, "simulator"))
-                return
-            self._pipe.send(Done(result))
+        try:
+            return Done(self.play(run.job, attempt=run.attempt))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except ContractError as error:
+            return Broken(str(error), "contract")
+        except StorageFault as error:
+            return Broken(str(error), "storage")
+        except Exception as error:  # the process boundary: re-classified as a broken simulator
+            log.exception("episode %s", run.job.name)
+            return Broken(traceback.format_exception_only(error)[-1].strip(), "simulator")
+
+    def close(self) -> None:
+        """Release the simulator."""
         if self._simulator is not None:
             self._simulator.close()
+            self._simulator = None
 
     def play(self, job: Job, *, attempt: int) -> EpisodeResult:
         """Play one episode from reset to its end and write its trace, video and gate maps."""
@@ -107,15 +117,18 @@ class Worker:
         if settings.max_steps is not None:
             simulator.max_steps = settings.max_steps
         limit = simulator.max_steps
-        episode = _Recorder(simulator, every_step=settings.video == "all")
+        episode = _Recorder(simulator, video=settings.video)
         episode.see(observation)
         outcome: Outcome = "failure"
         detail = ""
         while episode.n_steps < limit:
-            chunk, detail = self._ask(observation, simulator, episode)
-            if chunk is None:
-                outcome = "policy_fault"
+            asked = time.perf_counter()
+            reply = self._ask(job, _question(observation, simulator, episode.n_chunks))
+            episode.wait_ms.append(1000 * (time.perf_counter() - asked))
+            if isinstance(reply, Faulted):
+                outcome, detail = "policy_fault", reply.detail
                 break
+            chunk = reply.chunk
             try:
                 actions = self._schedule.actions(chunk, n_left=limit - episode.n_steps)
             except PolicyFault as error:
@@ -166,9 +179,7 @@ class Worker:
         task = (key.suite, key.task_id)
         if self._simulator is not None and self._task == task:
             return self._simulator
-        if self._simulator is not None:
-            self._simulator.close()
-            self._simulator = None
+        self.close()
         simulator = self._settings.make_simulator(suite=key.suite, task_id=key.task_id)
         problems = self._settings.action_spec.disagreements(
             simulator.action_spec, ours="the policy", theirs="the simulator"
@@ -177,25 +188,6 @@ class Worker:
             raise ContractError("policy and simulator disagree: " + "; ".join(problems))
         self._simulator, self._task = simulator, task
         return simulator
-
-    def _ask(
-        self, observation: Mapping[str, Any], simulator: Simulator, episode: _Recorder
-    ) -> tuple[ActionChunk | None, str]:
-        started = time.perf_counter()
-        question = Observation(
-            images={c: np.asarray(observation[c]) for c in CAMERAS},
-            proprio=np.asarray(observation["proprio"], dtype=np.float32),
-            instruction=simulator.instruction,
-        )
-        self._pipe.send(Ask(question, episode.n_chunks))
-        match self._pipe.recv():
-            case Answer(chunk):
-                episode.wait_ms.append(1000 * (time.perf_counter() - started))
-                return chunk, ""
-            case Faulted(detail):
-                return None, detail
-            case Run() | Stop() as other:
-                raise RuntimeError(f"asked for a chunk, got {other!r}")
 
     def _write(self, job: Job, episode: _Recorder, outcome: Outcome) -> dict[str, str]:
         settings = self._settings
@@ -223,16 +215,27 @@ class Worker:
         return files
 
 
+def _question(observation: Mapping[str, Any], simulator: Simulator, chunk_index: int) -> Ask:
+    seen = Observation(
+        images={c: np.asarray(observation[c]) for c in CAMERAS},
+        proprio=np.asarray(observation["proprio"], dtype=np.float32),
+        instruction=simulator.instruction,
+    )
+    return Ask(seen, chunk_index)
+
+
 @dataclass(eq=False)
 class _Recorder:
     """What is kept of an episode while it runs."""
 
     simulator: Simulator
-    every_step: bool
+    video: VideoMode
     images: list[dict[str, NDArray[np.uint8]]] = field(default_factory=list)
     """Frames of the video."""
     gates: list[Mapping[str, NDArray[np.float32]] | None] = field(default_factory=list)
     """One per frame: the gate of the inference that led to it; the first frame has the first."""
+    seen: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """The latest images."""
     chunk_images: list[dict[str, NDArray[np.uint8]]] = field(default_factory=list)
     chunk_gates: list[Mapping[str, NDArray[np.float32]] | None] = field(default_factory=list)
     policy_ms: list[Mapping[str, float]] = field(default_factory=list)
@@ -252,9 +255,11 @@ class _Recorder:
         self.state_hashes.append(f"{state_digest(self.simulator.sim_state()):016x}")
 
     def see(self, observation: Mapping[str, Any]) -> None:
-        """Keep the images of an observation as the next frame of the video."""
-        self.images.append({c: np.asarray(observation[c], dtype=np.uint8) for c in CAMERAS})
-        self.gates.append(self.chunk_gates[-1] if self.chunk_gates else None)
+        """Keep the images of an observation, as the next frame where there is a video."""
+        self.seen = {c: np.asarray(observation[c], dtype=np.uint8) for c in CAMERAS}
+        if self.video != "none":
+            self.images.append(self.seen)
+            self.gates.append(self.chunk_gates[-1] if self.chunk_gates else None)
 
     def apply(
         self, chunk: ActionChunk, actions: NDArray[np.float32]
@@ -262,23 +267,28 @@ class _Recorder:
         """Apply actions; return the observation, whether the task succeeded and whether it ended.
 
         One call per chunk renders one picture; one call per action renders them all, and moves
-        the simulator just the same.
+        the simulator just the same. Without a video nobody looks at where an episode ended.
         """
-        self.chunk_images.append(self.images[-1])
+        self.chunk_images.append(self.seen)
         self.chunk_gates.append(chunk.gate)
-        # The picture the policy saw carries the gate it answered with.
-        self.gates[-1] = chunk.gate
+        has_video = self.video != "none"
+        if has_video:
+            # The picture the policy saw carries the gate it answered with.
+            self.gates[-1] = chunk.gate
         self.policy_ms.append(chunk.timing_ms)
         self.n_chunks += 1
         started = time.perf_counter()
         observation: dict[str, Any] = {}
         succeeded = is_over = False
         before = self.n_steps
-        for part in np.split(actions, len(actions)) if self.every_step else [actions]:
-            observation, _, succeeded, is_over, info = self.simulator.step_chunk(part)
+        for part in np.split(actions, len(actions)) if self.video == "all" else [actions]:
+            observation, _, succeeded, is_over, info = self.simulator.step_chunk(
+                part, look_when_over=has_video
+            )
             self.n_steps += int(info["n_steps"])
             self.digests += [state_digest(state) for state in info["states"]]
-            self.see(observation)
+            if has_video or not (succeeded or is_over):
+                self.see(observation)
             if succeeded or is_over:
                 break
         self.simulate_s += time.perf_counter() - started
@@ -298,13 +308,14 @@ class _Recorder:
         return {c: [round(float(np.mean(g[c])), 5) for g in gates] for c in cameras}
 
 
-def main(descriptor: int) -> None:
+def main(pipe_descriptor: int, board_descriptor: int) -> None:
     """Serve on an inherited pipe until told to stop or until the other side is gone."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
     # Ctrl-C reaches the whole process group; the inference loop decides when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
-    pipe: Connection[Any, Any] = Connection(descriptor)
+    pipe: Connection[Any, Any] = Connection(pipe_descriptor)
+    board = FrameBoard(board_descriptor)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             settings: WorkerSettings = pipe.recv()
@@ -312,7 +323,35 @@ def main(descriptor: int) -> None:
             detail = f"the simulator cannot be imported in its process: {error}"
             pipe.send(Broken(detail, "contract"))
             return
-        Worker(pipe=pipe, settings=settings).serve()
+        _serve(pipe, board, settings)
+
+
+def _serve(
+    pipe: Connection[FromWorker, ToWorker], board: FrameBoard, settings: WorkerSettings
+) -> None:
+    """Play what is asked for until told to stop.
+
+    Raises:
+        EOFError, BrokenPipeError, ConnectionResetError: The inference loop is gone.
+    """
+
+    def ask(_job: Job, question: Ask) -> Answer | Faulted:
+        seen = question.observation
+        frames = board.write(seen.images)
+        pipe.send(Shown(frames, seen.proprio, seen.instruction, question.chunk_index))
+        match pipe.recv():
+            case Answer() | Faulted() as reply:
+                return reply
+            case Run() | Stop() as other:
+                raise RuntimeError(f"asked for a chunk, got {other!r}")
+
+    worker = Worker(settings=settings, ask=ask)
+    while isinstance(order := pipe.recv(), Run):
+        said = worker.attempt(order)
+        pipe.send(said)
+        if isinstance(said, Broken):
+            return
+    worker.close()
 
 
 def _end_with_parent() -> None:

@@ -60,9 +60,11 @@ class Simulator(Protocol):
         ...
 
     def step_chunk(
-        self, actions: NDArray[np.floating[Any]]
+        self, actions: NDArray[np.floating[Any]], *, look_when_over: bool = True
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Apply (n, 7) actions, stopping early at success; render only the last observation.
+
+        Without ``look_when_over`` an observation that ends the episode may lack its images.
 
         Returns Gymnasium's five values; ``info["n_steps"]`` is how many actions were applied and
         ``info["states"]`` (n_steps, s) float64 is the simulator state after each.

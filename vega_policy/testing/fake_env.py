@@ -134,7 +134,7 @@ class FakeEnv:
         return self._observe(), {}
 
     def step_chunk(
-        self, actions: NDArray[np.floating[Any]]
+        self, actions: NDArray[np.floating[Any]], *, look_when_over: bool = True
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Move the hand by at most 2 cm per action and axis; see `Simulator.step_chunk`."""
         for fault in self._faults:
@@ -154,7 +154,8 @@ class FakeEnv:
         self._n_steps += done
         truncated = not succeeded and self._n_steps >= self.max_steps
         info = {"n_steps": done, "states": np.stack(states)}
-        return self._observe(), float(succeeded), succeeded, truncated, info
+        looks = look_when_over or not (succeeded or truncated)
+        return self._observe(looks=looks), float(succeeded), succeeded, truncated, info
 
     def sim_state(self) -> NDArray[np.float64]:
         """Return hand and block, (6,)."""
@@ -163,8 +164,10 @@ class FakeEnv:
     def close(self) -> None:
         """Release nothing."""
 
-    def _observe(self) -> dict[str, Any]:
+    def _observe(self, *, looks: bool = True) -> dict[str, Any]:
         proprio = np.concatenate([self._hand, np.zeros(3), [0.04, -0.04]]).astype(np.float32)
+        if not looks:
+            return {"proprio": proprio}
         return {
             AGENTVIEW: self._draw(np.zeros(2), _TABLE_M),
             WRIST: self._draw(self._hand[:2], _TABLE_M / 2),
