@@ -86,6 +86,11 @@ class Finding:
     """Smallest difference that a test like this one finds with the wanted power, given the share
     of discordant pairs seen here; None where no difference is large enough."""
 
+    @property
+    def difference(self) -> float:
+        """Success rate of A minus that of B; 0 without pairs."""
+        return self.pairs.difference or 0.0
+
 
 def judge(
     groups: Sequence[tuple[str, Pairs]], *, alpha: float = 0.05, power: float = 0.8

@@ -136,7 +136,7 @@ def plan(settings: PlanSettings) -> Design:
     if problems:
         raise ContractError("; ".join(problems))
     wanted = settings.difference
-    independent = 2 * settings.rate * (1 - settings.rate)
+    independent = round(2 * settings.rate * (1 - settings.rate), 6)
     shares = _as_list(settings.discordant) or [max(independent, wanted or 0.0)]
     counts = _as_list(settings.pairs)
     if counts or wanted is None:
@@ -179,7 +179,11 @@ def design_table(design: Design) -> str:
     shares = sorted({r.discordant for r in design.rows})
     unpaired = {r.pairs: r.unpaired for r in design.rows}
     found = {(r.pairs, r.discordant): r.difference for r in design.rows}
-    head = ("pairs", *(f"{100 * s:.3g} %" for s in shares), f"unpaired, {100 * settings.rate:g} %")
+    head = (
+        "pairs",
+        *(f"{100 * s:.3g} %" for s in shares),
+        f"unpaired near {100 * settings.rate:g} %",
+    )
     lines = [
         (
             f"{n:,}",
@@ -305,7 +309,7 @@ def detectable_difference(
     while high - low > 1e-6:
         middle = (low + high) / 2
         low, high = (low, middle) if reaches(middle) else (middle, high)
-    return high
+    return math.ceil(high * 1e6) / 1e6
 
 
 def pairs_needed(
@@ -387,7 +391,7 @@ def unpaired_detectable(
     while high - low > 1e-6:
         middle = (low + high) / 2
         low, high = (low, middle) if reaches(middle) else (middle, high)
-    return high
+    return math.ceil(high * 1e6) / 1e6
 
 
 def _z(share: float) -> float:

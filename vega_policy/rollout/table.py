@@ -44,6 +44,11 @@ def comparison_table(comparison: Comparison) -> str:
         if groups:
             rows = [(name, *_compared(group)) for name, group in groups.items()]
             parts.append(aligned((title, *_COMPARED), rows, [], words=(0, 8)))
+    parts.append(
+        f"[ ]: {100 * (1 - shown.alpha):g} % intervals, each row by itself (Wilson for rates, Tango for "
+        "differences);\np: exact McNemar; Holm: adjusted for the rows of a table; the verdict "
+        f"takes the adjusted p at {shown.alpha:g}"
+    )
     return "\n\n".join(parts)
 
 
@@ -82,9 +87,9 @@ def points(share: float | None, *, signed: bool = True) -> str:
     return f"{100 * share:+.1f}" if signed else f"{100 * share:.1f}"
 
 
-def p_text(p: float) -> str:
-    """Write a p value: three digits, never a rounded 0."""
-    return "<0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
+def p_text(p: float, *, sign: str = "") -> str:
+    """Write a p value with three or four decimals, never as 0; ``sign`` is "= " where one fits."""
+    return "< 0.0001" if p < 1e-4 else f"{sign}{p:.4f}" if p < 0.01 else f"{sign}{p:.3f}"
 
 
 def ranges(numbers: Sequence[int]) -> str:
