@@ -46,11 +46,15 @@ class CulledRenderer:
         groups = np.array(model.geom_group)
         try:
             model.geom_group[~self.is_visible(camera_id)] = _HIDDEN_GROUP
-            context.gl_ctx.make_current()
+            self.make_current()
             context.render(px, px, camera_id)
             return context.read_pixels(px, px)
         finally:
             model.geom_group[:] = groups
+
+    def make_current(self) -> None:
+        """Direct GL calls at this scene's context: other environments have theirs."""
+        self._context.gl_ctx.make_current()
 
     def is_visible(self, camera_id: int) -> NDArray[np.bool_]:
         """Say of each geom whether it, or its mirror image, may touch the camera's square image."""

@@ -302,6 +302,11 @@ class LiberoSimulation:
     def close(self) -> None:
         """Free the GL context and the model."""
         if self._env is not None:
+            if self._renderer is not None:
+                # Freeing deletes GL objects by number in whatever context is current, and it must
+                # happen now: later it would delete those of the next environment.
+                self._renderer.make_current()
+                self._renderer = None
             self._env.close()
             self._env = None
 
