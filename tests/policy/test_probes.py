@@ -10,7 +10,12 @@ from transformers import AttentionInterface
 from vega_policy.policy.policy import VegaPolicy
 from vega_policy.policy.probes import checks
 from vega_policy.rollout.doctor import policy_checks
-from vega_policy.testing.tiny_policy import tiny_observation, tiny_policy, tiny_statistics
+from vega_policy.testing.tiny_policy import (
+    tiny_config,
+    tiny_observation,
+    tiny_policy,
+    tiny_statistics,
+)
 from vega_policy.vision import attention
 
 
@@ -57,6 +62,13 @@ def test_the_doctor_asks_a_policy_for_its_own_checks(policy, observations):
     names = [c.name for c in policy_checks(policy, observations, suite="libero_object")]
     assert names[0] == "answers"
     assert "bidirectional_attention" in names
+
+
+def test_a_camera_the_policy_is_made_without_is_not_missed(observations):
+    one = tiny_policy(config=dataclasses.replace(tiny_config(), cameras=("wrist",)))
+    found = list(policy_checks(one, observations, suite="libero_object"))
+    assert [c.name for c in found if c.status == "skipped"] == ["sees_agentview"]
+    assert [c.name for c in found if c.status == "failed"] == []
 
 
 def test_causal_attention_is_caught(policy, observations):

@@ -18,7 +18,7 @@ from vega_policy.policy.model import ModelOutput, VegaModel
 from vega_policy.policy.processor import Inputs, Processor
 from vega_policy.policy.statistics import DatasetStatistics, choose_key
 from vega_policy.policy.tokenizer import train_tokenizer
-from vega_policy.spec import FULL_ARM, ActionChunk, ActionSpec, PolicyFault
+from vega_policy.spec import CAMERAS, FULL_ARM, ActionChunk, ActionSpec, PolicyFault
 from vega_policy.spec.gripper import target_to_command
 from vega_policy.spec.names import require_name
 from vega_policy.vision.prior import build_prior
@@ -131,6 +131,11 @@ class VegaPolicy(nn.Module):
     def action_spec(self) -> ActionSpec:
         """What the returned numbers mean."""
         return self.config.action
+
+    @property
+    def ignores(self) -> tuple[str, ...]:
+        """Cameras it is made without, so that a preflight does not miss them."""
+        return tuple(name for name in CAMERAS if name not in self.config.cameras)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 GB = 1e9
 SIMULATOR_GB = 1.7
 """Resident memory of one LIBERO worker, most of it textures."""
+TOY_GB = 0.1
+"""The same of a simulator from `vega_policy.testing`."""
 _MAIN_GB = 1.0
 """The main process without the policy's weights: torch, queues, the report."""
 _EPISODE_MB = 0.5
@@ -127,6 +129,7 @@ def _memory(needs: Needs, machine: Machine) -> Check:
     wanted = needs.n_workers * needs.simulator_gb + needs.policy_gb + _MAIN_GB
     per_worker = max(needs.simulator_gb, 0.01)
     fit = max(int((machine.available_gb - needs.policy_gb - _MAIN_GB) / per_worker), 0)
+    fit = min(fit, machine.cores)
     return _check(
         "memory",
         f"{machine.available_gb:.1f} GB available",
@@ -247,7 +250,8 @@ def _thread_variables(needs: Needs, machine: Machine) -> Check:
         if value is None:
             continue
         values[name] = value
-        if not value.isdecimal() or int(value) + needs.n_workers > machine.cores + 1:
+        wanted = int(value) if value.isdecimal() else 1
+        if wanted > 1 and wanted + needs.n_workers > machine.cores + 1:
             too_many.append(f"{name}={value}")
     kernel = machine.environment.get("OPENBLAS_CORETYPE")
     is_other_kernel = kernel not in (None, "Haswell", "Zen")

@@ -1,0 +1,98 @@
+"""What `doctor.py` and `rollout.py` both look at, put together from the three areas."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vega_policy.rollout.doctor import machine_checks, policy_checks
+from vega_policy.rollout.doctor.samples import load_samples, suites
+from vega_policy.spec import CAMERAS, Check, Observation
+from vega_policy.spec.probe import run_probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Literal
+
+    from vega_policy.rollout.doctor import Needs
+    from vega_policy.spec import Policy, Simulator
+
+_DOWN = np.tile(np.array([0.4, 0.3, -0.6, 0.0, 0.0, 0.0, -1.0]), (16, 1))
+
+
+def cheap_checks(
+    policy: Policy,
+    *,
+    suite: str,
+    camera_px: int,
+    needs: Needs,
+    make_simulator: Callable[..., Simulator],
+) -> Iterator[Check]:
+    """Yield what a rollout looks at before its first episode, lazily.
+
+    The policy is shown recorded observations, so that no simulator is built for it in the main
+    process; a suite without any, the toy, is asked for some.
+
+    Args:
+        policy: Loaded already.
+        suite: Its name.
+        camera_px: Side of the images the policy will get.
+        needs: What the rollout asks of the machine.
+        make_simulator: Takes suite, task_id and camera_px.
+    """
+    yield from machine_checks(needs)
+    is_recorded = suite in suites()
+    seen = (
+        load_samples(suite, image_px=camera_px)
+        if is_recorded
+        else observe(make_simulator, suite=suite, camera_px=camera_px)
+    )
+    yield from policy_checks(policy, seen, suite=suite)
+    if is_recorded:
+        yield from simulator_checks("cheap")
+
+
+def simulator_checks(depth: Literal["cheap", "full"]) -> Iterator[Check]:
+    """Yield the checks of the simulator, lazily."""
+    from envs import fidelity
+
+    yield from fidelity.checks(depth=depth)
+
+
+def live_policy_checks(
+    policy: Policy, *, suite: str, camera_px: int, make_simulator: Callable[..., Simulator]
+) -> Iterator[Check]:
+    """Yield the checks of a policy on what this installation's simulator shows, lazily."""
+    seen: list[Observation] = []
+
+    def look() -> Check:
+        seen.extend(observe(make_simulator, suite=suite, camera_px=camera_px))
+        found = f"{len(seen)} of {suite}, task 0, {camera_px} px"
+        return Check(area="policy", name="observations", status="ok", found=found)
+
+    yield run_probe("policy", "observations", look)
+    # The recorded ones come last: the second is another task's, with another instruction.
+    recorded = load_samples(suite, image_px=camera_px) if suite in suites() else []
+    yield from policy_checks(policy, [*seen, *recorded], suite=suite)
+
+
+def observe(
+    make_simulator: Callable[..., Simulator], *, suite: str, camera_px: int
+) -> list[Observation]:
+    """Return the start of the suite's first episode, and of the second with the hand moved."""
+    found: list[Observation] = []
+    with closing(make_simulator(suite=suite, task_id=0, camera_px=camera_px)) as simulator:
+        for state in (0, 1):
+            seen, _ = simulator.reset(seed=0, options={"init_state_id": state})
+            if state:
+                seen = simulator.step_chunk(_DOWN)[0]
+            found.append(
+                Observation(
+                    images={camera: seen[camera] for camera in CAMERAS},
+                    proprio=seen["proprio"],
+                    instruction=simulator.instruction,
+                )
+            )
+    return found
