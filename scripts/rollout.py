@@ -20,10 +20,10 @@ from vega_policy.rollout.plan import SuiteInfo, TaskInfo
 from vega_policy.rollout.provenance import checkpoint_sha256
 from vega_policy.rollout.statistics import Tally, summarise
 from vega_policy.rollout.table import table
-from vega_policy.spec import ActionSpec, ContractError, EnvFault
+from vega_policy.spec import FULL_ARM, ActionSpec, ContractError, EnvFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vega_policy.policy import VegaPolicy
     from vega_policy.spec import Simulator
@@ -41,11 +41,12 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     suite, make_simulator = build_suite(config["suite"])
     settings = build_settings(config)
     prepare(settings, suite=suite, action_spec=suite.action_spec)
-    policy, defines = build_policy(config, suite)
+    make_policies, defines = policy_recipe(config, suite)
     result = evaluate(
         settings,
         suite=suite,
-        policies={arm: policy.arm(arm) for arm in settings.arms},
+        policies=make_policies() if settings.engine == "local" else {},
+        make_policies=make_policies,
         make_simulator=partial(make_simulator, camera_px=defines["camera_px"]),
         defines=defines,
         configuration=config,
@@ -103,6 +104,7 @@ def build_settings(config: dict[str, Any]) -> RolloutSettings:
         tasks="all" if chosen["tasks"] is None else chosen["tasks"],
         init_states=chosen["init_states"] if ids is None else ids,
         workers=None if workers == "auto" else workers,
+        video="none" if chosen["video"] == "false" else chosen["video"],
         cameras=tuple(chosen["cameras"]),
         perturbations=tuple(chosen["perturbations"] or [config["suite"]["perturbation"]]),
         arms=tuple(chosen["arms"]),
@@ -119,8 +121,11 @@ def build_settings(config: dict[str, Any]) -> RolloutSettings:
                 "max_delay_ms",
                 "max_restarts",
                 "timeout_s",
-                "video",
                 "draw_gate",
+                "engine",
+                "ray_address",
+                "inference_actors",
+                "shard",
             )
         },
     )
@@ -162,15 +167,26 @@ def build_policy(
     config: dict[str, Any], suite: SuiteInfo
 ) -> tuple[VegaPolicy | FakePolicy, dict[str, Any]]:
     """Load the checkpoint; also return what about it decides the results."""
+    whole = {**config, "rollout": {**config["rollout"], "arms": [FULL_ARM]}}
+    make_policies, defines = policy_recipe(whole, suite)
+    return make_policies()[FULL_ARM], defines
+
+
+def policy_recipe(
+    config: dict[str, Any], suite: SuiteInfo
+) -> tuple[Callable[[], Mapping[str, VegaPolicy | FakePolicy]], dict[str, Any]]:
+    """Return what loads the checkpoint, here or elsewhere, and what of it decides the results."""
     checkpoint, camera_px = config["checkpoint"], config["rollout"]["camera_px"]
+    arms = tuple(config["rollout"]["arms"])
     if checkpoint == FAKE_CHECKPOINT:
-        from vega_policy.testing.fake_policy import FakePolicy
+        from vega_policy.testing.fake_policy import fake_arms
 
-        return FakePolicy(), {"checkpoint_sha256": checkpoint, "camera_px": camera_px or 128}
-    import torch
-
-    from vega_policy.policy import choose_device, from_pretrained
-    from vega_policy.policy.pretrained import load_config, resolve, statistics_key
+        defines = {"checkpoint_sha256": checkpoint, "camera_px": camera_px or 128}
+        return partial(fake_arms, arms), defines
+    from vega_policy.policy import choose_device
+    from vega_policy.policy.pretrained import STATISTICS, load_config, resolve, statistics_key
+    from vega_policy.policy.recipe import Recipe
+    from vega_policy.policy.statistics import choose_key, load_statistics
 
     folder = resolve(checkpoint)
     trained = load_config(folder)
@@ -181,17 +197,26 @@ def build_policy(
             f"rollout.camera_px is {camera_px}, the checkpoint takes images of {trained.image_px} "
             "px as they are; leave rollout.camera_px=null"
         )
-    torch.set_num_threads(config["rollout"]["torch_threads"])
-    device = choose_device(config["device"])
-    key = statistics_key(folder, suite=suite.name)
-    policy = from_pretrained(folder, device=device, unnorm_key=key, expected=suite.action_spec)
+    device = config["device"]
+    if device is None or config["rollout"].get("engine") != "ray":
+        device = choose_device(device).type  # a cluster may have the GPU that is missing here
+    recipe = Recipe(
+        folder=folder,
+        device=device,
+        unnorm_key=choose_key(
+            load_statistics(folder / STATISTICS), statistics_key(folder, suite=suite.name)
+        ),
+        expected=suite.action_spec,
+        arms=arms,
+        n_threads=config["rollout"]["torch_threads"],
+    )
     defines = {
         "checkpoint_sha256": checkpoint_sha256(folder),
         "camera_px": camera_px,
-        "device": policy.device.type,
-        "unnorm_key": policy.unnorm_key,
+        "device": recipe.device,
+        "unnorm_key": recipe.unnorm_key,
     }
-    return policy, defines
+    return recipe, defines
 
 
 if __name__ == "__main__":

@@ -11,14 +11,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vega_policy.control import OpenLoop
-from vega_policy.rollout.engine import EngineSettings, LocalEngine
+from vega_policy.rollout.engine import LocalEngine
 from vega_policy.rollout.ledger import Ledger, RunHeader, job_of
 from vega_policy.rollout.messages import Missing, VideoMode, WorkerSettings
 from vega_policy.rollout.plan import CLEAN, Plan, Starts, SuiteInfo, choose
 from vega_policy.rollout.provenance import commit, host, versions
+from vega_policy.rollout.schedule import Engine, EngineSettings
 from vega_policy.rollout.statistics import Summary, groups, summarise
 from vega_policy.spec import CAMERAS, FULL_ARM, ContractError, EpisodeResult
 from vega_policy.spec.names import nearest
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vega_policy.rollout.doctor import Verdict
-
+    from vega_policy.rollout.schedule import OnFault
     from vega_policy.spec import ActionSpec, Policy, Simulator
 
 log = logging.getLogger(__name__)
+
+
+EngineName = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,14 @@ class RolloutSettings:
     max_delay_ms: float = 5.0
     max_restarts: int = 3
     timeout_s: float = 180.0
+    engine: EngineName = "local"
+    """``local``: processes of this machine; ``ray``: actors on a cluster."""
+    ray_address: str | None = None
+    """See `vega_policy.rollout.ray_engine.RaySettings`."""
+    inference_actors: int = 1
+    """Processes that hold the policy, with ``ray``."""
+    shard: str | None = None
+    """``0/4``: the first of four parts of the episodes, for `vega_policy.rollout.merge`."""
     video: VideoMode = "chunks"
     cameras: tuple[str, ...] = CAMERAS
     """Cameras in the videos, from left to right."""
@@ -72,6 +84,9 @@ class RolloutSettings:
         modes = get_args(VideoMode)
         if self.video not in modes:
             found.append(f"unknown rollout.video {self.video!r}; {nearest(str(self.video), modes)}")
+        engines = get_args(EngineName)
+        if self.engine not in engines:
+            found.append(f"unknown rollout.engine {self.engine!r}; {nearest(self.engine, engines)}")
         found += [
             f"unknown camera {name!r}; {nearest(name, CAMERAS)}"
             for name in self.cameras
@@ -79,7 +94,7 @@ class RolloutSettings:
         ]
         if not self.cameras:
             found.append(f"rollout.cameras is empty; choose among {', '.join(CAMERAS)}")
-        for name in ("workers", "max_batch", "max_steps", "n_execute"):
+        for name in ("workers", "max_batch", "max_steps", "n_execute", "inference_actors"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, int):
                 found.append(f"rollout.{name} is {value!r}; use a whole number of at least 1")
@@ -132,6 +147,7 @@ def prepare(settings: RolloutSettings, *, suite: SuiteInfo, action_spec: ActionS
             arms=settings.arms,
             seed=settings.seed,
             starts=settings.starts,
+            shard=settings.shard,
         ),
         lambda: OpenLoop(spec=action_spec, n_execute=settings.n_execute),
     ):
@@ -155,26 +171,31 @@ def evaluate(
     defines: Mapping[str, Any],
     configuration: Mapping[str, Any],
     verdict: Verdict | None = None,
+    make_policies: Callable[[], Mapping[str, Policy]] | None = None,
 ) -> RolloutResult:
     """Play what is not in the ledger yet, record it, and write the report.
 
     Args:
         settings: What the user asked for.
         suite: What there is to run.
-        policies: By arm; asked in this thread.
+        policies: By arm; asked in this thread. Empty with ``engine="ray"``.
         make_simulator: See `WorkerSettings.make_simulator`.
         defines: What decides the rows beside these settings: checkpoint hash, device, image size.
         configuration: The resolved configuration, for the record.
         verdict: What the preflight found, for the record.
+        make_policies: Makes the policies by arm in another process, for ``engine="ray"``.
 
     Raises:
         ContractError: The settings do not fit, or the run was made with others.
         EnvFault: No simulator works.
         StorageFault: The disk refuses; what is recorded is whole.
     """
-    [action_spec] = {policy.action_spec for policy in policies.values()}
+    [action_spec] = {policy.action_spec for policy in policies.values()} or {suite.action_spec}
     plan = prepare(settings, suite=suite, action_spec=action_spec)
-    n_workers = settings.workers or len(os.sched_getaffinity(0))
+    # A cluster that is there has the cores it has; the engine takes no more.
+    is_cluster = settings.engine == "ray" and settings.ray_address is not None
+    most = len(plan.jobs()) if is_cluster else len(os.sched_getaffinity(0))
+    n_workers = settings.workers or most
     header = RunHeader(
         defines={
             **defines,
@@ -204,8 +225,10 @@ def evaluate(
             len(ledger.rows),
             n_workers,
         )
-        engine = LocalEngine(
-            policies={arm: policies[arm] for arm in plan.arms},
+        engine = _engine(
+            settings,
+            policies={arm: policies[arm] for arm in plan.arms if policies},
+            make_policies=make_policies,
             worker=WorkerSettings(
                 make_simulator=make_simulator,
                 action_spec=action_spec,
@@ -217,14 +240,8 @@ def evaluate(
                 draw_gate=settings.draw_gate,
                 made_with=made_with(header),
             ),
-            settings=EngineSettings(
-                n_workers=n_workers,
-                max_batch=settings.max_batch,
-                max_delay_ms=settings.max_delay_ms,
-                max_restarts=settings.max_restarts,
-                timeout_s=settings.timeout_s,
-            ),
-            log_dir=run_dir / "logs",
+            n_workers=n_workers,
+            gpus=float(str(defines.get("device", "")).startswith("cuda")),
             on_fault=lambda job, attempt, detail: ledger.note_fault(
                 job, attempt=attempt, detail=detail
             ),
@@ -243,6 +260,48 @@ def evaluate(
     )
 
 
+def _engine(
+    settings: RolloutSettings,
+    *,
+    policies: Mapping[str, Policy],
+    make_policies: Callable[[], Mapping[str, Policy]] | None,
+    worker: WorkerSettings,
+    n_workers: int,
+    gpus: float,
+    on_fault: OnFault,
+) -> Engine:
+    spread = EngineSettings(
+        n_workers=n_workers,
+        max_batch=settings.max_batch,
+        max_delay_ms=settings.max_delay_ms,
+        max_restarts=settings.max_restarts,
+        timeout_s=settings.timeout_s,
+    )
+    if settings.engine == "local":
+        return LocalEngine(
+            policies=policies,
+            worker=worker,
+            settings=spread,
+            log_dir=settings.run_dir / "logs",
+            on_fault=on_fault,
+        )
+    from vega_policy.rollout.ray_engine import RayEngine, RaySettings
+
+    if make_policies is None:
+        raise ValueError("engine='ray' needs make_policies")
+    return RayEngine(
+        make_policies=make_policies,
+        worker=worker,
+        settings=spread,
+        cluster=RaySettings(
+            address=settings.ray_address,
+            n_inference=settings.inference_actors,
+            gpus_per_inference=gpus,
+        ),
+        on_fault=on_fault,
+    )
+
+
 def made_with(header: RunHeader) -> dict[str, str]:
     """Return what every row carries of its header, so that it means something elsewhere."""
     return {
@@ -253,9 +312,7 @@ def made_with(header: RunHeader) -> dict[str, str]:
     }
 
 
-def _play(
-    engine: LocalEngine, ledger: Ledger, plan: Plan, settings: RolloutSettings
-) -> list[Missing]:
+def _play(engine: Engine, ledger: Ledger, plan: Plan, settings: RolloutSettings) -> list[Missing]:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 

@@ -78,6 +78,8 @@ class Plan:
     arms: tuple[str, ...] = (FULL_ARM,)
     seed: int = 0
     starts: Starts = "evaluation"
+    shard: tuple[int, int] = (0, 1)
+    """Which part of the work, counted from 0, of how many."""
 
     @property
     def task_ids(self) -> tuple[int, ...]:
@@ -85,7 +87,19 @@ class Plan:
         return tuple(self.tasks)
 
     def jobs(self) -> list[Job]:
-        """Return the rows to come, task by task; arms of one episode follow each other."""
+        """Return the rows to come, task by task; arms of one episode follow each other.
+
+        Parts are dealt by task, initial state and repetition, so that what is compared in pairs,
+        perturbations and arms, is played on one machine.
+        """
+        part, n_parts = self.shard
+        starts = [
+            (t, r, i)
+            for t in self.task_ids
+            for r in range(self.repetitions)
+            for i in self.init_state_ids
+        ]
+        mine = set(starts[part::n_parts])
         return [
             Job(
                 EpisodeKey(
@@ -102,6 +116,7 @@ class Plan:
             for p in self.perturbations
             for r in range(self.repetitions)
             for i in self.init_state_ids
+            if (t, r, i) in mine
             for arm in self.arms
         ]
 
@@ -118,8 +133,8 @@ class Plan:
     def from_json(cls, values: Mapping[str, Any]) -> Plan:
         """Read a plan back; unknown fields of a newer version are ignored."""
         known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
-        for name in ("init_state_ids", "perturbations", "arms"):
-            known[name] = tuple(known[name])
+        for name in ("init_state_ids", "perturbations", "arms", "shard"):
+            known[name] = tuple(known.get(name, (0, 1)))
         known["tasks"] = {int(t): str(name) for t, name in known["tasks"].items()}
         return cls(**known)
 
@@ -134,6 +149,7 @@ def choose(
     arms: Sequence[str] = (FULL_ARM,),
     seed: int = 0,
     starts: Starts = "evaluation",
+    shard: str | None = None,
 ) -> Plan:
     """Turn what the user asked for into a plan.
 
@@ -147,6 +163,7 @@ def choose(
         seed: Seed of the environment; 0 is the official protocol.
         starts: ``evaluation`` plays from the benchmark's initial states, ``sampled`` from
             placements drawn anew, for choosing a checkpoint without looking at the former.
+        shard: ``"0/4"`` is the first of four parts, None is everything.
 
     Raises:
         ContractError: Something does not exist; every problem is listed.
@@ -194,6 +211,7 @@ def choose(
         problems.append(f"rollout.repetitions is {repetitions}; use at least 1")
     if seed < 0:
         problems.append(f"rollout.seed is {seed}; use 0 or a positive number")
+    part, n_parts = _shard(shard, problems)
     if problems:
         raise ContractError("; ".join(problems))
     return Plan(
@@ -205,6 +223,7 @@ def choose(
         arms=tuple(arms),
         seed=seed,
         starts=starts,
+        shard=(part, n_parts),
     )
 
 
@@ -212,6 +231,14 @@ def inference_key(key: EpisodeKey, chunk_index: int) -> int:
     """Return the 63-bit key of one inference: a function of the episode and of its place in it."""
     text = f"{key.digest()}:{chunk_index}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _shard(value: str | None, problems: list[str]) -> tuple[int, int]:
+    part, _, n_parts = ("0", "/", "1") if value is None else str(value).partition("/")
+    if part.isdecimal() and n_parts.isdecimal() and int(part) < int(n_parts):
+        return int(part), int(n_parts)
+    problems.append(f"rollout.shard is {value!r}; write 0/4 for the first of four parts, up to 3/4")
+    return 0, 1
 
 
 def _init_states(value: object, problems: list[str]) -> tuple[int, ...]:

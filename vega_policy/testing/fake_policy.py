@@ -85,6 +85,11 @@ class FakePolicy:
         )
 
 
+def fake_arms(arms: Sequence[str]) -> dict[str, FakePolicy]:
+    """Return the policy of each arm."""
+    return {arm: FakePolicy().arm(arm) for arm in arms}
+
+
 def find_block(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return where the block is on the table in metres, (2,); the middle if it is not seen."""
     rows, columns = np.nonzero((image == np.array(BLOCK_RGB)).all(axis=-1))
