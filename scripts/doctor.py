@@ -2,6 +2,7 @@
 
 python scripts/doctor.py suite=libero_object checkpoint=nano-libero-object
 python scripts/doctor.py areas=[simulator] depth=full
+python scripts/doctor.py rollout.workers=16 out_dir=/mnt/results     # the settings of rollout.py
 
 Exit code 1 where a check failed: numbers made here cannot be trusted before it is repaired.
 """
@@ -77,8 +78,10 @@ def _require_possible(config: dict[str, Any]) -> None:
     require_name(config["depth"], DEPTHS, what="depth")
     if not config["areas"]:
         raise ContractError(f"areas is empty; choose among {', '.join(AREAS)}")
-    for name in ("workers", "episodes"):
-        value = config[name]
+    for name, value in (
+        ("rollout.workers", config["rollout"]["workers"]),
+        ("episodes", config["episodes"]),
+    ):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ContractError(f"{name} is {value!r}; use a whole number of at least 1")
 
@@ -90,10 +93,11 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[str, Iterator[Check]]]:
     if "machine" in areas:
         needs = Needs(
             run_dir=Path(config["out_dir"]),
-            n_workers=config["workers"] or len(os.sched_getaffinity(0)),
+            n_workers=config["rollout"]["workers"] or len(os.sched_getaffinity(0)),
             simulator_gb=TOY_GB if is_toy else SIMULATOR_GB,
             device=config["device"],
             n_episodes=config["episodes"],
+            torch_threads=config["rollout"]["torch_threads"],
         )
         yield "machine", machine_checks(needs)
     if "policy" in areas:
@@ -104,8 +108,7 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[str, Iterator[Check]]]:
 
 def _policy_checks(config: dict[str, Any]) -> Iterator[Check]:
     suite, make_simulator = build_suite(config["suite"])
-    rollout = {"camera_px": config["camera_px"], "torch_threads": len(os.sched_getaffinity(0))}
-    policy, defines = build_policy({**config, "rollout": rollout}, suite)
+    policy, defines = build_policy(config, suite)
     yield from live_policy_checks(
         policy, suite=suite.name, camera_px=defines["camera_px"], make_simulator=make_simulator
     )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vega_policy.rollout.doctor import machine_checks, policy_checks
 from vega_policy.rollout.doctor.samples import load_samples, suites
+from vega_policy.rollout.engine import worker_environment
 from vega_policy.spec import CAMERAS, Check, Observation
 from vega_policy.spec.probe import run_probe
 
@@ -19,6 +27,15 @@ if TYPE_CHECKING:
     from vega_policy.rollout.doctor import Needs
     from vega_policy.spec import Policy, Simulator
 
+log = logging.getLogger("scripts")
+
+_MARK = "check:"
+_CHECK_SIMULATOR = f"""
+import json, sys
+from envs import fidelity
+for check in fidelity.checks(depth=sys.argv[1]):
+    print("{_MARK}", json.dumps(check.to_json()), flush=True)
+"""
 _DOWN = np.tile(np.array([0.4, 0.3, -0.6, 0.0, 0.0, 0.0, -1.0]), (16, 1))
 
 
@@ -43,22 +60,58 @@ def cheap_checks(
         make_simulator: Takes suite, task_id and camera_px.
     """
     yield from machine_checks(needs)
-    is_recorded = suite in suites()
-    seen = (
-        load_samples(suite, image_px=camera_px)
-        if is_recorded
-        else observe(make_simulator, suite=suite, camera_px=camera_px)
-    )
-    yield from policy_checks(policy, seen, suite=suite)
-    if is_recorded:
-        yield from simulator_checks("cheap")
+    if suite not in suites():
+        seen = observe(make_simulator, suite=suite, camera_px=camera_px)
+        yield from policy_checks(policy, seen, suite=suite)
+        return
+    with ExitStack() as stack:
+        beside = stack.enter_context(_start_simulator_checks("cheap"))  # while the policy thinks
+        stack.callback(beside.kill)
+        yield from policy_checks(policy, load_samples(suite, image_px=camera_px), suite=suite)
+        yield from _read_checks(beside)
 
 
 def simulator_checks(depth: Literal["cheap", "full"]) -> Iterator[Check]:
-    """Yield the checks of the simulator, lazily."""
-    from envs import fidelity
+    """Yield the checks of the simulator as they are made, in a process as a worker is one.
 
-    yield from fidelity.checks(depth=depth)
+    So the mathematics kernels are a worker's, no scene stays in this process, and a graphics
+    driver that kills the process is a finding.
+    """
+    return _read_checks(_start_simulator_checks(depth))
+
+
+def _start_simulator_checks(depth: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(  # noqa: S603 - our own code
+        [sys.executable, "-c", _CHECK_SIMULATOR, depth],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[1],
+        env=worker_environment(os.environ),
+    )
+
+
+def _read_checks(process: subprocess.Popen[str]) -> Iterator[Check]:
+    with process, ExitStack() as stack:
+        stack.callback(process.kill)  # where nobody wants the rest
+        for line in process.stdout or ():
+            mark, _, row = line.partition(" ")
+            if mark == _MARK:
+                yield Check.from_json(json.loads(row))
+            elif line.strip():
+                log.debug("%s", line.rstrip())
+        code = process.wait()
+    if code:
+        yield Check(
+            area="simulator",
+            name="simulator_process",
+            status="failed",
+            found=f"the process that tries the simulator ended with {code}"
+            + (f" (signal {-code}, {signal.Signals(-code).name})" if code < 0 else ""),
+            expected="it ends by itself",
+            fix="its last words stand above; after a signal suspect the graphics driver: try "
+            "MUJOCO_GL=osmesa, or egl on a GPU",
+        )
 
 
 def live_policy_checks(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import random
 import subprocess
@@ -403,7 +404,9 @@ def test_the_script_examines_the_fake_set_up(tmp_path):
 
 
 def test_the_script_ends_with_1_where_a_check_failed(tmp_path):
-    done = doctor("suite=fake_reach", "areas=[machine]", "workers=100000", f"out_dir={tmp_path}")
+    done = doctor(
+        "suite=fake_reach", "areas=[machine]", "rollout.workers=100000", f"out_dir={tmp_path}"
+    )
     assert done.returncode == 1
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["verdict"] == "failed"
@@ -418,6 +421,7 @@ def test_the_script_ends_with_1_where_a_check_failed(tmp_path):
     [
         ("areas=[polcy]", "did you mean 'policy'"),
         ("depth=deep", "cheap"),
+        ("rollout.workers=0", "rollout.workers is 0"),
     ],
 )
 def test_bad_input_is_one_sentence(override, said):
@@ -435,3 +439,55 @@ def test_the_script_finds_the_shipped_checkpoint_sound(tmp_path):
     assert verdict.failed == []
     names = {c.name for c in verdict.checks if c.status == "ok"}
     assert {"observations", "bidirectional_attention", "proprio_range", "sees_wrist"} <= names
+
+
+@pytest.fixture
+def composition(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("preflight")
+
+
+def test_a_simulator_that_kills_its_process_is_a_finding(composition, monkeypatch):
+    dying = (
+        "import json, os\n"
+        "print('a driver says hello')\n"
+        f"print('check:', json.dumps({FINE.to_json()!r}), flush=True)\n"
+        "os.kill(os.getpid(), 11)"
+    )
+    monkeypatch.setattr(composition, "_CHECK_SIMULATOR", dying)
+    first, last = composition.simulator_checks("cheap")
+    assert first == FINE
+    assert (last.name, last.status) == ("simulator_process", "failed")
+    assert "SIGSEGV" in last.found
+
+
+def test_a_rollout_on_the_toy_is_examined_in_no_time(composition, tmp_path):
+    from vega_policy.testing.fake_env import FakeEnv
+
+    found = composition.cheap_checks(
+        FakePolicy(),
+        suite="fake_reach",
+        camera_px=128,
+        needs=Needs(run_dir=tmp_path / "run", n_workers=1, simulator_gb=0.1),
+        make_simulator=FakeEnv,
+    )
+    assert preflight(found, force=False).failed == []
+
+
+@pytest.mark.sim
+def test_a_rollout_with_the_shipped_checkpoint_is_examined(composition, tmp_path):
+    from envs import LiberoEnv
+    from vega_policy.policy import from_pretrained
+
+    found = list(
+        composition.cheap_checks(
+            from_pretrained("nano-libero-object"),
+            suite="libero_object",
+            camera_px=128,
+            needs=Needs(run_dir=tmp_path / "run", n_workers=1),
+            make_simulator=LiberoEnv,
+        )
+    )
+    assert [c.name for c in found if c.status == "failed"] == []
+    assert {c.area for c in found} == {"machine", "policy", "simulator"}
+    assert any(c.name.startswith("trajectory") and c.status == "ok" for c in found)
