@@ -63,7 +63,8 @@ def run(
     Args:
         config_name: Name of the YAML file without suffix.
         main: The work; gets plain dictionaries, lists and scalars, interpolations resolved.
-        positional: Settings that arguments without ``=`` are given to, in this order.
+        positional: Settings that arguments without ``=`` are given to, in this order; a last one
+            that ends in ``...`` takes all that are left, as a list.
         config_dir: Where the YAML lives, with one folder per group.
         argv: The overrides; by default those of the command line.
     """
@@ -168,19 +169,23 @@ def named(arguments: Sequence[str], positional: Sequence[str]) -> list[str]:
         ContractError: There are more of them than settings.
     """
     free = list(positional)
+    rest: list[str] = []
     result: list[str] = []
     for argument in arguments:
         if not positional or argument[:1] in ("-", "+", "~") or "=" in argument:
             result.append(argument)
         elif free:
-            quoted = argument.replace("\\", "\\\\").replace("'", "\\'")
-            result.append(f"{free.pop(0)}='{quoted}'")
+            quoted = "'" + argument.replace("\\", "\\\\").replace("'", "\\'") + "'"
+            if free[0].endswith("..."):
+                rest.append(quoted)
+            else:
+                result.append(f"{free.pop(0)}={quoted}")
         else:
             raise ContractError(
                 f"{argument!r} is one argument too many; there may be {len(positional)} without a "
                 f"name: {', '.join(positional)}"
             )
-    return result
+    return [*result, *([f"{free[0].removesuffix('...')}=[{','.join(rest)}]"] if rest else [])]
 
 
 def help_text(

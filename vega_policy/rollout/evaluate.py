@@ -211,7 +211,7 @@ def evaluate(
         host={**host(), "workers": n_workers},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
-        doctor={} if verdict is None else verdict.summary(),
+        doctor={} if verdict is None else verdict.short,
     )
     run_dir = settings.run_dir
     with Ledger.open(run_dir, header) as ledger:

@@ -143,24 +143,20 @@ class SimulatorActor:
             others = _other_versions(self._settings.made_with)
             if others:
                 return Broken(others, "contract")
-            self._folder = tempfile.TemporaryDirectory(prefix="vega-episode-")
             made_with = {**self._settings.made_with, "cpu_class": cpu_class()}
-            settings = replace(self._settings, run_dir=Path(self._folder.name), made_with=made_with)
+            settings = replace(self._settings, made_with=made_with)
             self._worker = Worker(settings=settings, ask=self._ask)
-        self._set_alarm()
-        try:
-            said = self._worker.attempt(run)
+        with tempfile.TemporaryDirectory(prefix="vega-episode-") as folder:
+            self._worker.run_dir = Path(folder)
+            self._set_alarm()
+            try:
+                said = self._worker.attempt(run)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
             if not isinstance(said, Done):
                 return said
             names = [said.result.info[kind] for kind in FILES if kind in said.result.info]
-            files: dict[str, bytes] = {}
-            for name in names:
-                path = Path(self._folder.name) / name
-                files[name] = path.read_bytes()
-                path.unlink()
-            return Played(said.result, files)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+            return Played(said.result, {name: Path(folder, name).read_bytes() for name in names})
 
     def _ask(self, job: Job, question: Ask) -> Answer | Faulted:
         import ray

@@ -75,6 +75,8 @@ class Worker:
             settings: What stays the same over all episodes.
             ask: Has the policy answer; blocks until it has.
         """
+        self.run_dir = settings.run_dir
+        """Files of the episodes go below it."""
         self._settings = settings
         self._ask = ask
         self._schedule = OpenLoop(spec=settings.action_spec, n_execute=settings.n_execute)
@@ -143,7 +145,7 @@ class Worker:
         try:
             files = self._write(job, episode, outcome)
         except OSError as error:
-            raise storage_fault(error, settings.run_dir) from error
+            raise storage_fault(error, self.run_dir) from error
         wall_s = time.perf_counter() - started
         return EpisodeResult(
             key=key,
@@ -193,13 +195,13 @@ class Worker:
         settings = self._settings
         steps = episode.trace()
         files = {"trace": f"{TRACES}/{job.name}.npz", "trace_sha256": steps.sha256()}
-        steps.save(settings.run_dir / files["trace"])
+        steps.save(self.run_dir / files["trace"])
         trace = GateTrace.of(
             [g for g in episode.chunk_gates if g is not None], episode.chunk_images
         )
         if trace is not None:
             files["gates"] = f"{GATES}/{job.name}.npz"
-            trace.save(settings.run_dir / files["gates"])
+            trace.save(self.run_dir / files["gates"])
         if settings.video != "none":
             files["video"] = f"{VIDEOS}/{job.name}.mp4"
             frames = film(
@@ -211,7 +213,7 @@ class Worker:
             )
             rate_hz = settings.action_spec.rate_hz
             fps = round(rate_hz) if settings.video == "all" else CHUNK_FPS
-            write_mp4(settings.run_dir / files["video"], frames, fps=fps)
+            write_mp4(self.run_dir / files["video"], frames, fps=fps)
         return files
 
 
