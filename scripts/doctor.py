@@ -100,10 +100,15 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[str, Iterator[Check]]]:
             torch_threads=config["rollout"]["torch_threads"],
         )
         yield "machine", machine_checks(needs)
-    if "policy" in areas:
-        yield f"policy {config['checkpoint']}", _policy_checks(config)
-    if "simulator" in areas and not is_toy:
-        yield f"simulator, {config['depth']}", simulator_checks(config["depth"])
+    policy = f"policy {config['checkpoint']}", _policy_checks(config)
+    if "simulator" not in areas or is_toy:
+        if "policy" in areas:
+            yield policy
+        return
+    with simulator_checks(config["depth"]) as beside:
+        if "policy" in areas:
+            yield policy
+        yield f"simulator, {config['depth']}", beside
 
 
 def _policy_checks(config: dict[str, Any]) -> Iterator[Check]:

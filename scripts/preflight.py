@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack, closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from vega_policy.spec import CAMERAS, Check, Observation
 from vega_policy.spec.probe import run_probe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from typing import Literal
 
     from vega_policy.rollout.doctor import Needs
@@ -64,20 +64,23 @@ def cheap_checks(
         seen = observe(make_simulator, suite=suite, camera_px=camera_px)
         yield from policy_checks(policy, seen, suite=suite)
         return
-    with ExitStack() as stack:
-        beside = stack.enter_context(_start_simulator_checks("cheap"))  # while the policy thinks
-        stack.callback(beside.kill)
+    with simulator_checks("cheap") as beside:
         yield from policy_checks(policy, load_samples(suite, image_px=camera_px), suite=suite)
-        yield from _read_checks(beside)
+        yield from beside
 
 
-def simulator_checks(depth: Literal["cheap", "full"]) -> Iterator[Check]:
-    """Yield the checks of the simulator as they are made, in a process as a worker is one.
+@contextmanager
+def simulator_checks(depth: Literal["cheap", "full"]) -> Generator[Iterator[Check]]:
+    """Try the simulator in a process as a worker is one; give its checks as they are made.
 
-    So the mathematics kernels are a worker's, no scene stays in this process, and a graphics
-    driver that kills the process is a finding.
+    The process runs while something else is looked at, has the mathematics kernels of a worker,
+    and takes its scenes with it; a graphics driver that kills it is a finding.
     """
-    return _read_checks(_start_simulator_checks(depth))
+    with _start_simulator_checks(depth) as process:
+        try:
+            yield _read_checks(process)
+        finally:
+            process.kill()  # where nobody wanted the rest
 
 
 def _start_simulator_checks(depth: str) -> subprocess.Popen[str]:
@@ -92,15 +95,13 @@ def _start_simulator_checks(depth: str) -> subprocess.Popen[str]:
 
 
 def _read_checks(process: subprocess.Popen[str]) -> Iterator[Check]:
-    with process, ExitStack() as stack:
-        stack.callback(process.kill)  # where nobody wants the rest
-        for line in process.stdout or ():
-            mark, _, row = line.partition(" ")
-            if mark == _MARK:
-                yield Check.from_json(json.loads(row))
-            elif line.strip():
-                log.debug("%s", line.rstrip())
-        code = process.wait()
+    for line in process.stdout or ():
+        mark, _, row = line.partition(" ")
+        if mark == _MARK:
+            yield Check.from_json(json.loads(row))
+        elif line.strip():
+            log.debug("%s", line.rstrip())
+    code = process.wait()
     if code:
         yield Check(
             area="simulator",

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -455,10 +456,20 @@ def test_a_simulator_that_kills_its_process_is_a_finding(composition, monkeypatc
         "os.kill(os.getpid(), 11)"
     )
     monkeypatch.setattr(composition, "_CHECK_SIMULATOR", dying)
-    first, last = composition.simulator_checks("cheap")
+    with composition.simulator_checks("cheap") as found:
+        first, last = found
     assert first == FINE
     assert (last.name, last.status) == ("simulator_process", "failed")
     assert "SIGSEGV" in last.found
+
+
+def test_a_simulator_nobody_waits_for_is_ended(composition, monkeypatch):
+    lasting = "import time\nprint('check: ' + '{}', flush=True)\ntime.sleep(600)"
+    monkeypatch.setattr(composition, "_CHECK_SIMULATOR", lasting)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), composition.simulator_checks("full"):
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 30
 
 
 def test_a_rollout_on_the_toy_is_examined_in_no_time(composition, tmp_path):
