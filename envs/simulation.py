@@ -93,7 +93,13 @@ class LiberoSimulation:
     def __init__(self, task: Task, *, render: bool = True) -> None:
         self.task = task
         self.renders = render
-        self._env: Any = _build(task, render=render)
+        # Building places the scene once, with NumPy's global generator.
+        outside = np.random.get_state()
+        np.random.seed(0)
+        try:
+            self._env: Any = _build(task, render=render)
+        finally:
+            np.random.set_state(outside)
         self._model = self._env.sim.model._model
         self._data = self._env.sim.data._data
         self._pristine = self._env.vega_pristine
@@ -101,7 +107,7 @@ class LiberoSimulation:
         objects = [*self._env.fixtures_dict.values(), *self._env.objects_dict.values()]
         self._objects = [o for o in objects if hasattr(o, "object_properties")]
         self._properties = [_fresh_properties(o) for o in self._objects]
-        self._grown_by: list[int] = []
+        self._growth: list[int] = []
         self._random_states: list[Any] = []
         self._seed: int | None = None
         import mujoco
@@ -119,9 +125,7 @@ class LiberoSimulation:
         if seed != self._seed:
             self._seed = seed
             self._random_states = [np.random.RandomState(seed).get_state()]
-            self._grown_by = [
-                len(self._env.object_property_initializers[: len(self._initializers)])
-            ]
+            self._growth = [1]
 
     def reset(self, *, index: int) -> None:
         """Do the ``index``-th reset after ``seed``, counted from 0, in any order.
@@ -134,24 +138,28 @@ class LiberoSimulation:
         try:
             for i in range(min(index, len(self._random_states) - 1), index + 1):
                 np.random.set_state(self._random_states[i])
-                del self._env.object_property_initializers[self._grown_by[i] :]
-                self._reset_until_placed()
+                # Never cleared officially, this list has grown with every reset before.
+                grown = self._initializers * self._growth[i]
+                self._env.object_property_initializers[:] = grown
+                n_tries = self._reset_until_placed()
                 if i + 1 == len(self._random_states):
                     self._random_states.append(np.random.get_state())
-                    self._grown_by.append(len(self._env.object_property_initializers))
+                    self._growth.append(self._growth[i] + n_tries)
         finally:
             np.random.set_state(outside)
 
-    def _reset_until_placed(self) -> None:
+    def _reset_until_placed(self) -> int:
         from robosuite.utils.errors import RandomizationError
 
+        n_tries = 1
         while True:
             try:
                 with quiet():
                     self._reset_once()
             except RandomizationError:
+                n_tries += 1
                 continue
-            return
+            return n_tries
 
     def _reset_once(self) -> None:
         env, model, data, mj = self._env, self._model, self._data, self._mj
@@ -159,8 +167,8 @@ class LiberoSimulation:
             getattr(model, name)[:] = values
         for name, values in env.vega_headlight.items():
             getattr(model.vis.headlight, name)[:] = values
-        # Officially this list is never cleared and grows by its first length at each hard reset,
-        # so that later resets draw more random numbers.
+        # Officially grows by its first length at each hard reset, so that later resets draw more
+        # random numbers.
         env.object_property_initializers.extend(self._initializers)
         for robot in env.robots:
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
