@@ -7,6 +7,8 @@ python scripts/rollout.py checkpoint=path/to/directory name=mine     # again: co
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
 from datetime import datetime
 from functools import partial
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from hydra_cli import run
 
+from vega_policy.rollout.doctor import Needs, Verdict, preflight
+from vega_policy.rollout.doctor.machine import SIMULATOR_GB, TOY_GB
 from vega_policy.rollout.evaluate import RolloutSettings, evaluate, prepare
 from vega_policy.rollout.plan import SuiteInfo, TaskInfo
 from vega_policy.rollout.provenance import checkpoint_sha256
@@ -26,8 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vega_policy.policy import VegaPolicy
-    from vega_policy.spec import Simulator
+    from vega_policy.spec import Policy, Simulator
     from vega_policy.testing.fake_policy import FakePolicy
+
+log = logging.getLogger("scripts")
 
 PUBLISHED_CAMERA_PX = 256
 """Side of the images in the published OpenVLA-OFT evaluation."""
@@ -42,10 +48,15 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     settings = build_settings(config)
     prepare(settings, suite=suite, action_spec=suite.action_spec)
     make_policies, defines = policy_recipe(config, suite)
+    policies = make_policies() if settings.engine == "local" else {}
+    verdict = look_first(
+        config, settings, policies=policies, camera_px=defines["camera_px"], make=make_simulator
+    )
     result = evaluate(
         settings,
         suite=suite,
-        policies=make_policies() if settings.engine == "local" else {},
+        policies=policies,
+        verdict=verdict,
         make_policies=make_policies,
         make_simulator=partial(make_simulator, camera_px=defines["camera_px"]),
         defines=defines,
@@ -76,6 +87,41 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
             f"name={result.run_dir.name}"
         )
     return answer
+
+
+def look_first(
+    config: dict[str, Any],
+    settings: RolloutSettings,
+    *,
+    policies: Mapping[str, Policy],
+    camera_px: int,
+    make: Callable[..., Simulator],
+) -> Verdict | None:
+    """Make the cheap part of the doctor's checks; None where the user does without.
+
+    Raises:
+        ContractError: One failed, and rollout.force is not set.
+    """
+    from preflight import cheap_checks
+
+    if not config["rollout"]["preflight"]:
+        log.warning("no preflight: nothing was checked, and the report will say so")
+        return None
+    is_toy = config["suite"]["simulator"] == "fake"
+    checks = cheap_checks(
+        policies.get(FULL_ARM) or next(iter(policies.values()), None),
+        suite=config["suite"]["name"],
+        camera_px=camera_px,
+        needs=Needs(
+            run_dir=settings.run_dir,
+            n_workers=settings.workers or len(os.sched_getaffinity(0)),
+            simulator_gb=TOY_GB if is_toy else SIMULATOR_GB,
+            device=config["device"],
+            torch_threads=config["rollout"]["torch_threads"],
+        ),
+        make_simulator=make,
+    )
+    return preflight(checks, force=config["rollout"]["force"])
 
 
 def _numbers(total: Tally) -> dict[str, Any]:
