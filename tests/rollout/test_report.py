@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from vega_policy.rollout import report
 from vega_policy.rollout.gate_map import GateTrace, colours, overlay
 from vega_policy.rollout.ledger import Ledger, RunHeader
 from vega_policy.rollout.plan import Job, Plan
@@ -49,7 +48,7 @@ def run_dir(tmp_path):
 
 
 def test_failures_are_embedded_first_and_the_rest_is_linked(run_dir, monkeypatch):
-    monkeypatch.setattr(report, "MAX_EMBEDDED", 3)
+    monkeypatch.setattr("vega_policy.rollout.report.episodes.MAX_EMBEDDED", 3)
     text = write_report(run_dir).read_text()
     assert text.count("<video") == 3
     linked = [r for r in (row(0, 0), row(0, 1)) if f'href="{r.info["video"]}"' in text]

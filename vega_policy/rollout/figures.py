@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _MARGIN = 14
 def interval_bar(tally: Tally, total: Tally, *, is_total: bool = False) -> str:
     """Draw a success rate as a dot on its interval, over the band of the total's interval."""
     height, middle = 26, 13
-    parts = [_svg(_WIDTH, height, "interval")]
+    parts = [svg(_WIDTH, height, "interval")]
     low, high = (_x(v) for v in total.interval)
     if total.episodes and not is_total:
         parts.append(
@@ -46,7 +47,33 @@ def interval_axis() -> str:
     labels = "".join(
         f'<text x="{_x(v)}" y="13" text-anchor="middle">{100 * v:.0f}</text>' for v in _TICKS
     )
-    return f"{_svg(_WIDTH, 18, 'interval axis')}{labels}</svg>"
+    return f"{svg(_WIDTH, 18, 'interval axis')}{labels}</svg>"
+
+
+def difference_bar(
+    difference: float, interval: tuple[float, float], *, is_total: bool = False
+) -> str:
+    """Draw a difference of rates in -1 to 1 as a dot on its interval, over a line at zero."""
+    parts = [svg(_WIDTH, 26, "interval")]
+    parts += [
+        f'<line class="{"zero" if v == 0 else "grid"}" x1="{_dx(v)}" x2="{_dx(v)}" y1="0" y2="26"/>'
+        for v in _DIFFERENCE_TICKS
+    ]
+    a, b = (_dx(v) for v in interval)
+    kind = "total" if is_total else "task"
+    parts.append(f'<line class="whisker {kind}" x1="{a}" x2="{b}" y1="13" y2="13"/>')
+    parts += [f'<line class="whisker {kind}" x1="{x}" x2="{x}" y1="9" y2="17"/>' for x in (a, b)]
+    parts.append(f'<circle class="dot {kind}" cx="{_dx(difference)}" cy="13" r="5.5"/></svg>')
+    return "".join(parts)
+
+
+def difference_axis() -> str:
+    """Draw the axis that goes above a column of `difference_bar`."""
+    labels = "".join(
+        f'<text x="{_dx(v)}" y="13" text-anchor="middle">{_signed(v)}</text>'
+        for v in _DIFFERENCE_TICKS
+    )
+    return f"{svg(_WIDTH, 18, 'interval axis')}{labels}</svg>"
 
 
 def line_plot(
@@ -71,8 +98,8 @@ def line_plot(
     def py(y: float) -> float:
         return height - bottom - (y - low) / (high - low) * (height - top - bottom)
 
-    parts = [_svg(width, height, "plot")]
-    ticks, decimals = _nice(low, high, 3)
+    parts = [svg(width, height, "plot")]
+    ticks, decimals = nice(low, high, 3)
     parts += [
         f'<line class="grid" x1="{left}" x2="{width - right}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
         f'<text x="{left - 6}" y="{py(y) + 3.5:.1f}" text-anchor="end">{y:.{decimals}f}</text>'
@@ -80,7 +107,7 @@ def line_plot(
     ]
     parts += [
         f'<text x="{px(x):.1f}" y="{height - bottom + 15}" text-anchor="middle">{x:.0f}</text>'
-        for x in _nice(0, x_end, 6)[0]
+        for x in nice(0, x_end, 6)[0]
     ]
     for kind, (_, points) in zip(LINES, series.items(), strict=False):
         path = " ".join(f"{px(i * x_step):.1f},{py(v):.1f}" for i, v in enumerate(points))
@@ -93,14 +120,34 @@ def line_plot(
 
 
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_DIFFERENCE_TICKS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
 def _x(share: float) -> float:
     return round(_MARGIN + share * (_WIDTH - 2 * _MARGIN), 1)
 
 
-def _svg(width: int, height: int, kind: str) -> str:
-    return f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img">'
+def _dx(difference: float) -> float:
+    return _x((1 + difference) / 2)
+
+
+def _signed(difference: float) -> str:
+    return f"{100 * difference:+.0f}".replace("-", "\u2212") if difference else "0"
+
+
+def svg(width: int, height: int, kind: str, *, label: str = "", is_fixed: bool = False) -> str:
+    """Open a drawing.
+
+    Args:
+        width: In its own units.
+        height: In its own units.
+        kind: Its class.
+        label: What it shows, for who cannot see it; "" where the words beside it say so.
+        is_fixed: Keep the size, with a unit a pixel, instead of filling the width.
+    """
+    said = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
+    size = f' style="width:{width}px"' if is_fixed else ""
+    return f'<svg class="{kind}" viewBox="0 0 {width} {height}" {said}{size}>'
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -110,7 +157,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def _nice(low: float, high: float, n: int) -> tuple[list[float], int]:
+def nice(low: float, high: float, n: int) -> tuple[list[float], int]:
     """Return about ``n`` round numbers between two bounds, and the decimals they need."""
     raw = (high - low) / n
     exponent = math.floor(math.log10(raw))

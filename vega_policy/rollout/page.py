@@ -17,6 +17,7 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; }
+@media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
 body {
   margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
@@ -58,7 +59,11 @@ nav { display: flex; flex-wrap: wrap; gap: 4px 18px; margin-top: 10px; font-size
   margin-top: 18px; padding: 12px 18px; border-left: 4px solid var(--fault);
   border-radius: 8px; background: var(--card);
 }
+.banner.bad { border-left-color: var(--bad); }
+.banner + .banner { margin-top: 10px; }
 .scroll { overflow-x: auto; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 4px; }
+h3.second { margin: 26px 0 0; }
 table { border-collapse: collapse; width: 100%; }
 .results { margin-top: 14px; }
 .results th, .results td { padding: 5px 12px; text-align: left; white-space: nowrap; }
@@ -69,8 +74,12 @@ table { border-collapse: collapse; width: 100%; }
 .results tbody tr + tr td { border-top: 1px solid var(--line); }
 .results .number { text-align: right; }
 .results .plot-cell { padding: 0 12px; width: 300px; min-width: 210px; }
+.results th.plot-cell { white-space: normal; }
 .results .words { white-space: normal; min-width: 200px; line-height: 1.35; padding: 8px 12px; }
 .results tfoot td { border-top: 2px solid var(--line); font-weight: 650; padding: 9px 12px; }
+.tight :is(th, td, tfoot td, .words) { padding-left: 8px; padding-right: 8px; }
+.tight .plot-cell { width: 230px; min-width: 170px; padding: 0 6px; }
+.tight th.plot-cell { padding-top: 8px; }
 .strip { display: flex; flex-wrap: wrap; gap: 3px; max-width: 140px; }
 .strip a, .strip i, .key i {
   width: 11px; height: 11px; border-radius: 3px; background: var(--void); display: inline-block;
@@ -92,6 +101,37 @@ svg.axis text { font-size: 11px; }
 .dot { fill: var(--ink); stroke: var(--card); stroke-width: 2; }
 .whisker.total { stroke: var(--accent); stroke-width: 2.4; opacity: 1; }
 .dot.total { fill: var(--accent); }
+.zero { stroke: var(--soft); stroke-width: 1.4; }
+.verdict { color: var(--soft); white-space: nowrap; }
+.verdict.apart { color: var(--ink); font-weight: 650; }
+.chart { margin-top: 14px; padding: 16px 14px 6px; }
+.chart .keys { margin: 2px 8px 6px; }
+svg.robustness { max-width: none; }
+svg.robustness text { font-size: 12px; }
+svg .title { fill: var(--ink); font-weight: 600; }
+svg .clean { stroke: var(--accent); stroke-width: 1.6; stroke-dasharray: 5 4; }
+g.line-a { stroke: var(--a); fill: var(--a); } g.line-b { stroke: var(--b); fill: var(--b); }
+g.line-c { stroke: var(--c); fill: var(--c); }
+g line { stroke-width: 2; opacity: 0.75; }
+g circle { stroke: var(--card); stroke-width: 1.5; }
+.column { fill: var(--a); opacity: 0.55; }
+svg .mark { stroke: var(--ink); stroke-width: 1; opacity: 0.6; }
+svg .marked { fill: var(--ink); }
+.shares { display: flex; height: 16px; border-radius: 5px; overflow: hidden; margin: 12px 0 8px; }
+.share-0 { background: var(--a); } .share-1 { background: var(--b); }
+.share-2 { background: var(--c); } .share-3 { background: var(--fault); }
+.share-4 { background: var(--void); }
+.plain td i { display: inline-block; width: 10px; height: 10px; border-radius: 3px;
+  margin-right: 8px; }
+.totals { margin-top: 18px; padding: 10px 20px; }
+.mark { display: inline-block; width: 19px; height: 19px; border-radius: 50%; line-height: 19px;
+  text-align: center; font-size: 12px; color: #fff; margin-right: 7px; background: var(--void); }
+.mark.ok { background: var(--good); } .mark.failed { background: var(--bad); }
+.mark.warning { background: var(--fault); }
+.results .prose { white-space: normal; min-width: 150px; max-width: 330px; line-height: 1.4;
+  font-size: 13.5px; padding: 8px 12px; overflow-wrap: anywhere; }
+.folded { padding: 12px 0; } .folded summary { padding: 0 18px; }
+polyline.thin { stroke-width: 1.4; opacity: 0.55; }
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 .line-a { stroke: var(--a); } .line-b { stroke: var(--b); } .line-c { stroke: var(--c); }
 .legend { display: inline-flex; align-items: center; gap: 6px; margin-right: 14px;
@@ -111,7 +151,8 @@ polyline { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: 
 .bar { display: grid; grid-template-columns: auto 1fr auto; gap: 10px; align-items: center;
   font-size: 12.5px; color: var(--soft); margin-bottom: 8px; }
 .bar i { height: 9px; border-radius: 5px; }
-.filters { display: flex; gap: 8px; flex-wrap: wrap; margin: 14px 0 4px; }
+.filters { display: flex; gap: 8px; flex-wrap: wrap; margin: 10px 0 0; align-items: center; }
+.filters span { font-size: 13px; color: var(--soft); min-width: 84px; }
 .filters button {
   font: inherit; font-size: 13px; padding: 4px 13px; border-radius: 99px; cursor: pointer;
   border: 1px solid var(--line); background: var(--card); color: var(--soft);
@@ -128,11 +169,15 @@ polyline { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: 
 .clip video { width: 100%; display: block; background: #000; cursor: pointer; }
 .clip .line { display: flex; gap: 10px; align-items: center; padding: 8px 12px; font-size: 13px; }
 .clip .line span:last-child { margin-left: auto; color: var(--soft); }
+.clip .tags { display: flex; gap: 6px; flex-wrap: wrap; padding: 0 12px 9px; margin-top: -2px; }
+.clip .tags i { font-style: normal; font-size: 12px; border: 1px solid var(--line);
+  border-radius: 99px; padding: 0 8px; color: var(--soft); }
+.clip .told { padding: 0 12px 10px; font-size: 12.5px; color: var(--soft); }
 .clip .detail { padding: 0 12px 10px; font-size: 12.5px; color: var(--fault); }
 .badge { border-radius: 99px; padding: 1px 9px; font-size: 12px; font-weight: 620; color: #fff; }
 .badge.success { background: var(--good); } .badge.failure { background: var(--bad); }
 .badge.policy_fault { background: var(--fault); }
-@media (prefers-color-scheme: dark) { .badge { color: #10141a; } }
+@media (prefers-color-scheme: dark) { .badge, .mark { color: #10141a; } }
 .more { margin: 10px 0 0; font-size: 13px; line-height: 2; }
 .more a { margin-right: 10px; white-space: nowrap; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 18px; margin-top: 14px; }
@@ -157,25 +202,50 @@ footer { margin-top: 56px; color: var(--soft); font-size: 13px; }
   .gate .stills { grid-template-columns: 1fr; }
   .rate { font-size: 52px; }
 }
+@media (max-width: 460px) { .facts { grid-template-columns: 1fr; } h1 { font-size: 25px; } }
 @media print { .filters { display: none; } body { background: #fff; } }
 """
 
 SCRIPT = """
-const buttons = document.querySelectorAll('.filters button');
-buttons.forEach(button => button.addEventListener('click', () => {
-  buttons.forEach(other => other.setAttribute('aria-pressed', other === button));
-  const wanted = button.dataset.outcome;
-  document.querySelectorAll('[data-is]').forEach(item => {
-    item.hidden = wanted !== 'all' && item.dataset.is !== wanted;
+const items = [...document.querySelectorAll('[data-outcome]')];
+const filters = [...document.querySelectorAll('.filters[data-filter]')];
+const shown = document.getElementById('shown');
+function press(button) {
+  button.parentElement.querySelectorAll('button').forEach(
+    other => other.setAttribute('aria-pressed', other === button));
+}
+function apply() {
+  const wanted = filters.map(
+    f => [f.dataset.filter, f.querySelector('[aria-pressed="true"]').dataset.is]);
+  items.forEach(item => {
+    item.hidden = wanted.some(([field, value]) => value && item.dataset[field] !== value);
   });
   document.querySelectorAll('.group').forEach(group => {
-    group.hidden = !group.querySelector('[data-is]:not([hidden])');
+    group.hidden = !group.querySelector('[data-outcome]:not([hidden])');
   });
+  if (shown) {
+    const n = items.filter(item => !item.hidden).length;
+    shown.textContent = n === items.length ? '' : n + ' of ' + items.length + ' episodes shown';
+  }
+}
+filters.forEach(filter => filter.addEventListener('click', event => {
+  const button = event.target.closest('button');
+  if (button) { press(button); apply(); }
 }));
+// A link to an episode that is filtered away shows all again, else it would lead nowhere.
+document.addEventListener('click', event => {
+  const link = event.target.closest('a[href^="#"]');
+  const target = link && document.getElementById(link.getAttribute('href').slice(1));
+  if (!target || !target.hidden || !filters.length) return;
+  filters.forEach(filter => press(filter.querySelector('button')));
+  apply();
+});
 document.querySelectorAll('video').forEach(video => {
   video.controls = false;
+  video.tabIndex = 0;
   video.addEventListener('mouseenter', () => video.play().catch(() => {}));
   video.addEventListener('mouseleave', () => { if (!video.controls) video.pause(); });
+  video.addEventListener('focus', () => { video.controls = true; });
   video.addEventListener('click', () => {
     if (video.controls) return;
     video.controls = true;
