@@ -8,6 +8,7 @@ from vega_policy.spec import ContractError
 pytestmark = pytest.mark.sim
 
 CHUNK = 4
+CAMERA_PX = 64
 
 
 def pseudo_random_actions(n: int, *, seed: int = 3) -> np.ndarray:
@@ -40,7 +41,7 @@ def assert_equals_official(
 
     official: dict[int, list] = {}
     n_touched = 0
-    with OfficialEnv(suite=suite, task_id=task_id, camera_px=128) as reference:
+    with OfficialEnv(suite=suite, task_id=task_id, camera_px=CAMERA_PX) as reference:
         for k in range(max(plans) + 1):
             if k not in plans:
                 reference.start()
@@ -49,7 +50,7 @@ def assert_equals_official(
             for moment in reference.episode(lambda _, k=k: plans[k], max_steps=len(plans[k])):
                 official[k].append(moment)
                 n_touched += is_touched_by_finger(reference.handle)
-    env = LiberoEnv(suite=suite, task_id=task_id, camera_px=128)
+    env = LiberoEnv(suite=suite, task_id=task_id, camera_px=CAMERA_PX)
     try:
         for k in order:
             seen, _ = env.reset(seed=0, options={"init_state_id": k})
@@ -80,8 +81,8 @@ def test_states_and_images_equal_the_official_protocol_in_any_order(suite, task_
 
 
 def test_states_and_images_equal_the_official_protocol_in_contact():
-    plans = {0: plunging_actions(28), 1: pseudo_random_actions(CHUNK)}
-    n_touched = assert_equals_official("libero_object", 3, plans, order=(1, 0, 1))
+    plans = {0: plunging_actions(24), 1: pseudo_random_actions(CHUNK)}
+    n_touched = assert_equals_official("libero_object", 3, plans, order=(1, 0))
     assert n_touched > 3
 
 
@@ -111,6 +112,25 @@ def scene_with_fixtures():
     made = LiberoEnv(suite="libero_spatial", task_id=4, render=False)
     yield made
     made.close()
+
+
+def test_pictures_survive_other_environments_made_and_closed_in_the_process(env):
+    from envs import LiberoEnv
+
+    expected, _ = env.reset(options={"init_state_id": 0})
+    other = LiberoEnv(suite="libero_object", task_id=1, camera_px=64)
+    other.reset()
+    beside, _ = env.reset(options={"init_state_id": 0})
+    other.close()
+    # ``other`` is still referred to while the next one is built.
+    again = LiberoEnv(suite="libero_object", task_id=0)
+    after_another, _ = again.reset(options={"init_state_id": 0})
+    old, _ = env.reset(options={"init_state_id": 0})
+    again.close()
+    assert other is not None
+    for seen in (beside, after_another, old):
+        for camera in ("agentview", "wrist"):
+            assert np.array_equal(seen[camera], expected[camera])
 
 
 def test_a_chunk_ends_where_single_steps_end(env):
