@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -305,8 +306,9 @@ def _connected(cluster: RaySettings, *, n_workers: int) -> Generator[Any]:
     else:
         options |= {"address": cluster.address}
     try:
+        _require_listener(cluster.address)
         ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ContractError(
             f"no Ray cluster at {cluster.address or 'this machine'}: {_shortly(error)}; start one "
             "with `ray start --head`, or set rollout.ray_address=null"
@@ -315,6 +317,13 @@ def _connected(cluster: RaySettings, *, n_workers: int) -> Generator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str | None) -> None:
+    """Raise `OSError` where nobody listens; Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and "//" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10.0).close()
 
 
 def _shortly(error: Exception) -> str:
