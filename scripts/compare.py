@@ -40,8 +40,8 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     if config["by"] is not None:
         require_name(str(config["by"]), ["perturbation"], what="by")
     result = compare(
-        config["a"],
-        config["b"],
+        _names(config["a"]),
+        None if config["b"] is None else _names(config["b"]),
         by=config["by"],
         force=config["force"],
         alpha=config["alpha"],
@@ -53,6 +53,11 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     out = Path("runs") / folder.replace(", ", "-") if config["out"] is None else Path(config["out"])
     report = save(result, out)
     return {**to_json(result), "report": str(report)}
+
+
+def _names(value: object) -> str | list[str]:
+    """Return the runs of one side as text; a folder may be called 5."""
+    return [str(name) for name in value] if isinstance(value, list) else str(value)
 
 
 def _plan(config: dict[str, Any]) -> dict[str, Any]:

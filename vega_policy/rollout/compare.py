@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vega_policy.rollout.ledger import planned, task_names
 from vega_policy.rollout.paired import Finding, Pairs, judge
 from vega_policy.rollout.plan import CLEAN
+from vega_policy.rollout.power import PlanSettings
 from vega_policy.rollout.sides import (
     POLICY_VERSIONS,
     Side,
@@ -197,8 +198,10 @@ def compare(
     Raises:
         ContractError: There is nothing to compare, or it would not be fair.
     """
+    problems = PlanSettings(alpha=alpha, power=power).problems()
+    if problems:
+        raise ContractError("; ".join(problems))
     side_a, side_b = read_sides(a, b, by=by)
-    problems: list[str] = []
     if by is None:
         pairs, only_a, only_b = pair_rows(side_a.rows, side_b.rows)
         unpaired = [

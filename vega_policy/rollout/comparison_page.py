@@ -6,13 +6,16 @@ Videos stay in their runs and are linked; nothing is loaded from the network.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from vega_policy.rollout.page import SCRIPT, STYLE
+from vega_policy.rollout.page import STYLE
 from vega_policy.rollout.plan import CLEAN
+from vega_policy.rollout.report.markup import OUTCOMES, jpeg, plain_table
 from vega_policy.rollout.table import p_text, points
+from vega_policy.rollout.video import first_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -27,19 +30,42 @@ if TYPE_CHECKING:
 PAGE = "comparison.html"
 MAX_SHOWN = 24
 """Pairs whose videos are shown side by side; the videos of all are linked."""
-_OUTCOMES = {"success": "success", "failure": "failure", "policy_fault": "policy fault"}
 _WIDTH, _MARGIN = 300, 16
 _LIMITS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 """How far the axis of a plot may reach to either side."""
 _STYLE = """
-.results td.side, .results th.side { border-left: 1px solid var(--line); }
+.results th, .results td { padding-left: 10px; padding-right: 10px; }
+.results td.judged { white-space: normal; line-height: 1.3; min-width: 128px; }
+.results .plot-cell { min-width: 190px; }
+.results tfoot .small { font-weight: 450; }
+.versus > div { background: var(--card); }
 .grid.zero { stroke: var(--soft); stroke-width: 1.4; }
-.verdict { font-weight: 600; } .verdict.unknown { color: var(--soft); font-weight: 450; }
+.finding { font-weight: 600; } .finding.unknown { color: var(--soft); font-weight: 450; }
 .versus { display: grid; grid-template-columns: 1fr 1fr; gap: 2px; background: var(--line); }
-.headline .verdict { font-size: 17px; margin: 10px 0 2px; }
+.headline .finding { font-size: 17px; margin: 10px 0 2px; }
 .clips.pairs { grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); }
 @media (max-width: 860px) { .clips.pairs { grid-template-columns: 1fr; } }
+.choices { display: flex; gap: 8px; flex-wrap: wrap; margin: 12px 0 4px; }
+.choices button {
+  font: inherit; font-size: 13px; padding: 4px 13px; border-radius: 99px; cursor: pointer;
+  border: 1px solid var(--line); background: var(--card); color: var(--soft);
+}
+.choices button[aria-pressed="true"] { background: var(--ink); color: var(--page); }
 [hidden] { display: none !important; }
+"""
+_SCRIPT = """
+const buttons = document.querySelectorAll('.choices button');
+buttons.forEach(button => button.addEventListener('click', () => {
+  buttons.forEach(other => other.setAttribute('aria-pressed', other === button));
+  document.querySelectorAll('[data-won]').forEach(item => {
+    item.hidden = button.dataset.wanted !== 'all' && item.dataset.won !== button.dataset.wanted;
+  });
+}));
+document.querySelectorAll('.clip').forEach(clip => {
+  const videos = clip.querySelectorAll('video');
+  clip.addEventListener('mouseenter', () => videos.forEach(v => v.play().catch(() => {})));
+  clip.addEventListener('mouseleave', () => videos.forEach(v => v.pause()));
+});
 """
 
 
@@ -69,7 +95,7 @@ def page(comparison: Comparison, *, folder: Path) -> str:
 <title>{escape(title)}</title><style>{STYLE}{_STYLE}</style></head>
 <body><main>
 {body}
-</main><script>{SCRIPT}</script></body></html>
+</main><script>{_SCRIPT}</script></body></html>
 """
 
 
@@ -113,7 +139,7 @@ def _head(shown: Comparison) -> str:
 difference is A minus B, in percentage points.</p><nav>{nav}</nav></header>
 <section class="hero"><div class="card headline">
 <div class="rate">{escape(points(pairs.difference))}<small>&thinsp;points</small></div>
-<p class="verdict">{escape(finding.verdict)}</p>
+<p class="finding">{escape(finding.verdict)}</p>
 <p class="soft">{100 * (1 - shown.alpha):g} % interval {points(low)} to {points(high)}</p>
 {_bar(finding, limit, is_total=True)}{_axis(limit)}
 <p class="soft small">{escape(sensitivity(shown))}</p></div>
@@ -148,34 +174,40 @@ def _family(anchor: str, title: str, what: str, groups: Mapping[str, Group]) -> 
 
 
 def _heads(limit: float) -> str:
-    return f"""<th class="number">A</th><th class="number">B</th><th class="number">A<br>alone</th>
-<th class="number">B<br>alone</th><th class="plot-cell">B better &nbsp;&larr;&nbsp; A minus B, points
-&nbsp;&rarr;&nbsp; A better{_axis(limit)}</th><th class="number">difference</th>
-<th class="number">p</th><th class="number">p, Holm</th><th>verdict</th>
-<th class="number">detectable</th>"""
+    return f"""<th class="number">A</th><th class="number">B</th><th class="number">won by<br>A : B
+alone</th><th class="plot-cell">&larr; B better &nbsp; points &nbsp; A better &rarr;{_axis(limit)}</th>
+<th class="number">A minus B</th><th class="number">p, Holm</th><th>verdict</th>"""
 
 
 def _cells(group: Group, limit: float, *, is_total: bool = False) -> str:
     finding = group.finding
     pairs = finding.pairs
+    low, high = finding.interval
     kind = " unknown" if finding.verdict == "not separated" else ""
-    numbers = [_count(group.a), _count(group.b), str(pairs.n_a_only), str(pairs.n_b_only)]
-    adjusted = "" if is_total else escape(p_text(finding.p_adjusted))
-    return (
-        "".join(f'<td class="number">{n}</td>' for n in numbers)
-        + f'<td class="plot-cell">{_bar(finding, limit, is_total=is_total)}</td>'
-        f'<td class="number">{points(pairs.difference)}</td>'
-        f'<td class="number">{escape(p_text(finding.p_value))}</td>'
-        f'<td class="number">{adjusted}</td>'
-        f'<td><span class="verdict{kind}">{finding.verdict}</span></td>'
-        f'<td class="number">{points(finding.detectable, signed=False)}</td>'
+    verdict = f'<span class="finding{kind}">{finding.verdict}</span>'
+    adjusted = p_text(finding.p_value if is_total else finding.p_adjusted)
+    alone = "" if is_total else f"alone {p_text(finding.p_value)}"
+    seen = (
+        "too few pairs"
+        if finding.detectable is None
+        else f"detectable {points(finding.detectable, signed=False)}"
     )
+    return (
+        f'<td class="number">{_count(group.a)}</td><td class="number">{_count(group.b)}</td>'
+        f'<td class="number">{pairs.n_a_only} : {pairs.n_b_only}</td>'
+        f'<td class="plot-cell">{_bar(finding, limit, is_total=is_total)}</td>'
+        f'<td class="number">{_two(points(pairs.difference), f"{points(low)} to {points(high)}")}'
+        f'</td><td class="number">{_two(escape(adjusted), escape(alone))}</td>'
+        f'<td class="judged">{_two(verdict, seen)}</td>'
+    )
+
+
+def _two(first: str, second: str) -> str:
+    return f'{first}<br><span class="soft small">{second}</span>' if second else first
 
 
 def _count(tally: Tally) -> str:
-    return (
-        f'{tally.successes}/{tally.episodes}<br><span class="soft small">{_interval(tally)}</span>'
-    )
+    return _two(f"{tally.successes}/{tally.episodes}", _interval(tally))
 
 
 def _episodes(shown: Comparison, *, folder: Path) -> str:
@@ -186,7 +218,7 @@ def _episodes(shown: Comparison, *, folder: Path) -> str:
         return f'{title}<p class="soft">There is none among {len(shown.pairs)} pairs.</p>'
     n_a = sum(p.won[0] for p in differing)
     buttons = "".join(
-        f'<button data-outcome="{kind}" aria-pressed="{"true" if kind == "all" else "false"}">'
+        f'<button data-wanted="{kind}" aria-pressed="{"true" if kind == "all" else "false"}">'
         f"{label}</button>"
         for kind, label in (
             ("all", f"all {len(differing)}"),
@@ -195,46 +227,67 @@ def _episodes(shown: Comparison, *, folder: Path) -> str:
         )
     )
     links = {p.key: (_link(shown.a, p.a, folder), _link(shown.b, p.b, folder)) for p in differing}
-    with_video = [p for p in differing if all(links[p.key])]
-    clips = "".join(_clips(shown, p, links[p.key]) for p in with_video[:MAX_SHOWN])
+    clips = "".join(
+        _clips(shown, p, links[p.key])
+        for p in _over_tasks(p for p in differing if all(links[p.key]))[:MAX_SHOWN]
+    )
     cards = f'<div class="group"><div class="clips pairs">{clips}</div></div>' if clips else ""
     lines = "".join(_line(shown, p, links[p.key]) for p in differing)
     also = (
-        " Videos play while the runs stay where they are; point at one to play it."
+        " Point at a pair to play both videos; they are found while the runs stay where they are."
         if any(any(pair) for pair in links.values())
         else " These runs kept no videos."
     )
     return f"""{title}
 <p class="soft">Of {len(shown.pairs)} pairs in all, {len(differing)} tell the policies apart.{also}</p>
-<div class="filters">{buttons}</div>{cards}
+<div class="choices">{buttons}</div>{cards}
 <div class="group"><div class="card scroll results"><table><thead><tr><th>task</th><th>episode</th>
 <th>A</th><th class="number">steps</th><th>B</th><th class="number">steps</th></tr></thead>
 <tbody>{lines}</tbody></table></div></div>"""
 
 
+def _over_tasks(pairs: Iterable[EpisodePair]) -> list[EpisodePair]:
+    """Order pairs so that every task comes before one comes twice."""
+    rank: Counter[tuple[str, int]] = Counter()
+    order: list[tuple[int, EpisodePair]] = []
+    for pair in pairs:
+        task = (pair.key.suite, pair.key.task_id)
+        order.append((rank[task], pair))
+        rank[task] += 1
+    return [pair for _, pair in sorted(order, key=lambda item: item[0])]
+
+
 def _clips(shown: Comparison, pair: EpisodePair, links: Sequence[str]) -> str:
     videos = "".join(
-        f'<div><video controls muted loop playsinline preload="metadata" src="{link}"></video>'
+        f'<div><video controls muted loop playsinline preload="none"{_poster(side, row)} src="{link}"></video>'
         f'<div class="line"><span>{name}</span><span class="badge {row.outcome}">'
-        f"{_OUTCOMES[row.outcome]}</span><span>{row.n_steps} steps</span></div></div>"
-        for name, row, link in zip("AB", (pair.a, pair.b), links, strict=True)
+        f"{OUTCOMES[row.outcome]}</span><span>{row.n_steps} steps</span></div></div>"
+        for name, side, row, link in zip(
+            "AB", (shown.a, shown.b), (pair.a, pair.b), links, strict=True
+        )
     )
     return (
-        f'<div class="card clip" data-is="{"a" if pair.won[0] else "b"}">'
+        f'<div class="card clip" data-won="{"a" if pair.won[0] else "b"}">'
         f'<div class="versus">{videos}</div><div class="line"><span>{escape(_words(shown, pair))}'
         f"</span><span>{escape(_start(pair))}</span></div></div>"
     )
 
 
+def _poster(side: Side, row: EpisodeResult) -> str:
+    video = side.video(row)
+    frame = None if video is None else first_frame(video)
+    return "" if frame is None else f' poster="{jpeg(frame)}"'
+
+
 def _line(shown: Comparison, pair: EpisodePair, links: Sequence[str]) -> str:
     cells = ""
     for row, link in zip((pair.a, pair.b), links, strict=True):
-        badge = f'<span class="badge {row.outcome}">{_OUTCOMES[row.outcome]}</span>'
+        badge = f'<span class="badge {row.outcome}">{OUTCOMES[row.outcome]}</span>'
         video = f' <a href="{link}">video</a>' if link else ""
         detail = f'<div class="soft small">{escape(row.detail)}</div>' if row.detail else ""
         cells += f'<td>{badge}{video}{detail}</td><td class="number">{row.n_steps}</td>'
     return (
-        f'<tr data-is="{"a" if pair.won[0] else "b"}"><td class="words">'
+        f'<tr data-won="{"a" if pair.won[0] else "b"}"><td class="words">'
         f"{escape(_words(shown, pair))}</td><td>{escape(_start(pair))}</td>{cells}</tr>"
     )
 
@@ -309,16 +362,8 @@ def _side(name: str, side: Side, folder: Path) -> str:
             ("commit", header.commit or None),
             ("first start", header.created or None),
         ]
-        tables += f"<h3>{name}: {escape(run.path.name)}{link}</h3>{_plain_table(rows)}"
+        tables += f"<h3>{name}: {escape(run.path.name)}{link}</h3>{plain_table(rows)}"
     return f'<div class="card">{tables}</div>'
-
-
-def _plain_table(rows: Iterable[tuple[str, Any]]) -> str:
-    lines = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape('-' if value is None else str(value))}</td></tr>"
-        for name, value in rows
-    )
-    return f'<table class="plain">{lines}</table>'
 
 
 def _bar(finding: Finding, limit: float, *, is_total: bool = False) -> str:
