@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from vega_policy.rollout.statistics import Tally
 
-_WIDTH, _GAP = 1096, 30
+_WIDTH, _GAP = 1096, 24
 """Width of the page's column, and what is between two kinds."""
 
 
@@ -32,17 +32,20 @@ def robustness(
         clusters: Title of a kind and, per level, what stands below it and its name in ``series``.
         clean: Name of the clean episodes in ``series``.
     """
-    left, right, top, bottom, height = 44, 16, 14, 48, 300
+    left, right, top, bottom, height = 44, 16, 30, 48, 316
     n = sum(len(members) for _, members in clusters)
     room = (_WIDTH - left - right - _GAP * len(clusters)) / max(1, n)
-    slot = min(120.0, max(46.0, room))
+    slot = min(120.0, max(36.0, room))
     width = round(left + right + _GAP * len(clusters) + slot * n)
 
     def py(share: float) -> float:
         return top + (1 - share) * (height - top - bottom)
 
     label = "Success rate in percent by perturbation and level"
-    parts = [svg(width, height, "robustness", label=label, is_fixed=True)]
+    parts = [
+        svg(width, height, "robustness", label=label, is_fixed=True),
+        f'<text x="{left}" y="14">success rate in %</text>',
+    ]
     base = next(iter(series.values())).get(clean)
     if base is not None and base.rate is not None:
         low, high = (py(v) for v in base.interval)

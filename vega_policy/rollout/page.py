@@ -74,12 +74,12 @@ table { border-collapse: collapse; width: 100%; }
 .results tbody tr + tr td { border-top: 1px solid var(--line); }
 .results .number { text-align: right; }
 .results .plot-cell { padding: 0 12px; width: 300px; min-width: 210px; }
-.results th.plot-cell { white-space: normal; }
+.results th.plot-cell { white-space: normal; padding-top: 10px; }
 .results .words { white-space: normal; min-width: 200px; line-height: 1.35; padding: 8px 12px; }
 .results tfoot td { border-top: 2px solid var(--line); font-weight: 650; padding: 9px 12px; }
 .tight :is(th, td, tfoot td, .words) { padding-left: 8px; padding-right: 8px; }
 .tight .plot-cell { width: 230px; min-width: 170px; padding: 0 6px; }
-.tight th.plot-cell { padding-top: 8px; }
+.tight th.plot-cell { padding-top: 10px; }
 .strip { display: flex; flex-wrap: wrap; gap: 3px; max-width: 140px; }
 .strip a, .strip i, .key i {
   width: 11px; height: 11px; border-radius: 3px; background: var(--void); display: inline-block;
@@ -202,7 +202,10 @@ footer { margin-top: 56px; color: var(--soft); font-size: 13px; }
   .gate .stills { grid-template-columns: 1fr; }
   .rate { font-size: 52px; }
 }
-@media (max-width: 460px) { .facts { grid-template-columns: 1fr; } h1 { font-size: 25px; } }
+@media (max-width: 460px) {
+  h1 { font-size: 25px; }
+  .fact { padding: 12px 14px; } .fact b { font-size: 20px; }
+}
 @media print { .filters { display: none; } body { background: #fff; } }
 """
 

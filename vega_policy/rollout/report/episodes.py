@@ -10,6 +10,7 @@ from vega_policy.rollout.plan import CLEAN, SAMPLED_START
 from vega_policy.rollout.report.markup import (
     OUTCOMES,
     arm_words,
+    group_words,
     jpeg,
     perturbation_words,
     start_words,
@@ -123,9 +124,10 @@ def _task(run: Run, task_id: int, embedded: set[str]) -> str:
     more = f'<p class="more">{links}</p>' if links else ""
     if not rows:
         return ""
+    which = f" {escape(group_words(run.main))}" if len(run.groups) > 1 else ""
     return (
         f'<div class="group"><h3>{escape(run.names[task_id])}'
-        f"<span>{counted.successes} of {counted.episodes}</span></h3>"
+        f"<span>{counted.successes} of {counted.episodes}{which}</span></h3>"
         f'<div class="clips">{clips}</div>{more}</div>'
     )
 

@@ -69,7 +69,7 @@ def percent_range(tally: Tally) -> str:
 
 def points(difference: float) -> str:
     """Return a difference of rates in percentage points, with its sign."""
-    return f"{100 * difference:+.1f}".replace("-", "&minus;")
+    return f"{100 * difference:+.1f}".replace("-", "&minus;") if difference else "0.0"
 
 
 def steps(mean: float | None) -> str:

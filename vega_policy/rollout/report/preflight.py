@@ -38,15 +38,16 @@ def section(run: Run) -> str:
     )
     forced = " The run was forced past what failed." if run.verdict.is_forced else ""
     wall_s = sum(check.wall_s for check in checks)
+    n_checks = "1 check" if len(checks) == 1 else f"{len(checks)} checks"
     parts = [
-        f'<h2 id="preflight">Preflight</h2><p class="soft">{len(checks)} checks before the latest '
+        f'<h2 id="preflight">Preflight</h2><p class="soft">{n_checks} before the latest '
         f"start, {wall_s:.1f} s: {counted}.{forced}</p>"
     ]
     if bad:
         parts.append(scrolled(_table(bad), label="Checks that did not pass"))
     if good:
         parts.append(
-            f'<details class="card folded"><summary>{len(good)} checks passed</summary>'
+            f'<details class="card folded"><summary>{len(good)} passed</summary>'
             f'<div class="scroll results" tabindex="0" role="region" aria-label="Checks that passed">'
             f"{_table(good)}</div></details>"
         )
