@@ -215,6 +215,7 @@ def test_perturbed_episodes_pair_with_their_clean_ones(tmp_path):
     write_run(tmp_path / "run", rows)
     result = result_of(play("run", "by=perturbation", cwd=tmp_path))
     assert result["n_pairs"] == 17
+    assert any("part of up to 2 pairs" in note for note in result["notes"])
     assert [p["difference"] for p in result["perturbations"]] == [pytest.approx(-7 / 9), 0]
     assert result["unpaired"] == [{"side": "A", "n": 1, "why": "the clean episode was not played"}]
 

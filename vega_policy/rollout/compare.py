@@ -480,6 +480,13 @@ def _notes(
         failed = ", ".join(map(str, run.header.doctor.get("failed", ())))
         if failed:
             notes.append(f"the preflight of {run.path.name} did not pass: {failed}")
+    shared = Counter(p.b.key for p in pairs)
+    if max(shared.values()) > 1:
+        notes.append(
+            f"a clean episode is part of up to {max(shared.values())} pairs, so the pairs of the "
+            "total and of a task depend on each other: their p values are too small; those of a "
+            "perturbation are sound"
+        )
     n_same = _n_repeated(pairs)
     if n_same:
         notes.append(
@@ -541,5 +548,4 @@ def _headline(pairs: Sequence[EpisodePair], *, by: str | None) -> tuple[list[Epi
         return [p for p in pairs if p.key.perturbation == CLEAN], text
     if len(changes) == 1:
         return list(pairs), f"episodes with {changes[0]}"
-    also = ", each with its clean episode" if by else ""
-    return list(pairs), f"episodes with {len(changes)} perturbations{also}"
+    return list(pairs), "perturbed episodes" if by else f"episodes, {len(changes)} perturbations"

@@ -65,6 +65,10 @@ document.querySelectorAll('.clip').forEach(clip => {
   const videos = clip.querySelectorAll('video');
   clip.addEventListener('mouseenter', () => videos.forEach(v => v.play().catch(() => {})));
   clip.addEventListener('mouseleave', () => videos.forEach(v => v.pause()));
+  videos.forEach(v => {
+    v.controls = false;
+    v.addEventListener('click', () => { v.controls = true; });
+  });
 });
 """
 
