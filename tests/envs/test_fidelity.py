@@ -270,12 +270,18 @@ def test_another_processor_is_compared_with_a_tolerance(
     assert compare_states(never, trajectory, chaotic, golden).status == "failed"
 
 
-def test_done_one_step_late_or_only_after_release_fails(played, trajectory):
-    assert done_semantics(played, trajectory).status == "ok"
+def test_done_one_step_late_or_only_after_release_fails(played, trajectory, golden, monkeypatch):
+    on_processor(monkeypatch, "Haswell")
+    played = dataclasses.replace(played, success_step=len(trajectory.actions))
+    assert done_semantics(played, trajectory, golden).status == "ok"
     late = dataclasses.replace(played, success_step=played.success_step + 1)
-    assert done_semantics(late, trajectory).status == "failed"
+    assert done_semantics(late, trajectory, golden).status == "failed"
     released = dataclasses.replace(played, is_held_when_done=False)
-    assert done_semantics(released, trajectory).status == "failed"
+    never = dataclasses.replace(played, success_step=None)
+    for kernel in ("Haswell", "SkylakeX"):
+        on_processor(monkeypatch, kernel)
+        assert done_semantics(released, trajectory, golden).status == "failed"
+        assert done_semantics(never, trajectory, golden).status == "failed"
 
 
 def test_unstable_physics_fails(played):
