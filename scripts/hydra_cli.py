@@ -168,7 +168,8 @@ def named(arguments: Sequence[str], positional: Sequence[str]) -> list[str]:
     Raises:
         ContractError: There are more of them than settings.
     """
-    free = list(positional)
+    given = {argument.partition("=")[0] for argument in arguments if "=" in argument}
+    free = [name for name in positional if name not in given]
     rest: list[str] = []
     result: list[str] = []
     for argument in arguments:
