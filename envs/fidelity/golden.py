@@ -43,11 +43,11 @@ class Episode:
 
 EPISODES = (
     Episode("bowl", "libero_spatial", 0, is_low_chaos=True, has_frames=True),
-    Episode("can", "libero_object", 0, is_low_chaos=False, has_frames=True),
-    Episode("drawer", "libero_goal", 0, is_low_chaos=False),
-    Episode("moka", "libero_10", 2, is_low_chaos=False),
+    Episode("can", "libero_object", 0, is_low_chaos=True, has_frames=True),
+    Episode("drawer", "libero_goal", 0, is_low_chaos=True),
+    Episode("moka", "libero_10", 2, is_low_chaos=True),
     Episode("microwave", "libero_10", 9, is_low_chaos=True),
-    Episode("book", "libero_10", 5, is_low_chaos=False),
+    Episode("book", "libero_10", 5, is_low_chaos=True),
 )
 """The first is the one that the cheap check plays."""
 
