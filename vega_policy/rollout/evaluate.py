@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vega_policy.control import OpenLoop
 from vega_policy.rollout.engine import LocalEngine
-from vega_policy.rollout.ledger import Ledger, RunHeader, job_of
+from vega_policy.rollout.ledger import Ledger, RunHeader, job_of, storage_fault
 from vega_policy.rollout.messages import Missing, VideoMode, WorkerSettings
 from vega_policy.rollout.plan import CLEAN, Plan, Starts, SuiteInfo, choose
 from vega_policy.rollout.provenance import commit, host, versions
@@ -216,7 +216,10 @@ def evaluate(
     run_dir = settings.run_dir
     with Ledger.open(run_dir, header) as ledger:
         if verdict is not None:
-            verdict.save(run_dir)
+            try:
+                verdict.save(run_dir)
+            except OSError as error:
+                raise storage_fault(error, run_dir) from error
         todo = plan.remaining(map(job_of, ledger.rows))
         log.info(
             "%s: %d episodes to play, %d in the ledger, %d workers",
@@ -250,13 +253,17 @@ def evaluate(
         rows = ledger.rows
     from vega_policy.rollout.report import write_report
 
+    try:
+        report = write_report(run_dir)
+    except OSError as error:
+        raise storage_fault(error, run_dir) from error
     return RolloutResult(
         summaries={
             group: summarise(part, task_ids=plan.task_ids) for group, part in groups(rows).items()
         },
         missing=tuple(missing),
         run_dir=run_dir,
-        report=write_report(run_dir),
+        report=report,
     )
 
 
