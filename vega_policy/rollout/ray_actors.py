@@ -136,6 +136,7 @@ class SimulatorActor:
         self._inference = inference
         self._timeout_s = timeout_s
         self._worker: Worker | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def play(self, run: Run) -> Played | Broken:
         """Play one episode; after `Broken` the actor is of no more use."""
@@ -145,18 +146,27 @@ class SimulatorActor:
                 return Broken(others, "contract")
             made_with = {**self._settings.made_with, "cpu_class": cpu_class()}
             settings = replace(self._settings, made_with=made_with)
-            self._worker = Worker(settings=settings, ask=self._ask)
-        with tempfile.TemporaryDirectory(prefix="vega-episode-") as folder:
-            self._worker.run_dir = Path(folder)
-            self._set_alarm()
-            try:
-                said = self._worker.attempt(run)
-            finally:
-                faulthandler.cancel_dump_traceback_later()
+            self._worker = Worker(settings=settings, ask=self._ask, folder=self._make_folder)
+        self._set_alarm()
+        try:
+            said = self._worker.attempt(run)
             if not isinstance(said, Done):
                 return said
+            folder = self._make_folder()
             names = [said.result.info[kind] for kind in FILES if kind in said.result.info]
-            return Played(said.result, {name: Path(folder, name).read_bytes() for name in names})
+            return Played(said.result, {name: (folder / name).read_bytes() for name in names})
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            if self._folder is not None:
+                self._folder.cleanup()
+                self._folder = None
+
+    def _make_folder(self) -> Path:
+        """Return a place for the files of the episode that ended, until they are sent."""
+        if self._folder is None:
+            # Not before: an actor may be killed at any moment of an episode.
+            self._folder = tempfile.TemporaryDirectory(prefix="vega-episode-")
+        return Path(self._folder.name)
 
     def _ask(self, job: Job, question: Ask) -> Answer | Faulted:
         import ray

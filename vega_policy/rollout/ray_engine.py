@@ -266,7 +266,8 @@ class _Session:
         """Say how many may ask at the same time, so that nobody waits for one who cannot come."""
         for actor in self._inference:
             n_clients = sum(s.run is not None for s in self._seats if s.inference is actor)
-            actor.expect.remote(n_clients)
+            if n_clients:
+                actor.expect.remote(n_clients)
 
     def _get(self, references: list[Any]) -> list[Any]:
         try:
@@ -291,6 +292,7 @@ def _connected(cluster: RaySettings, *, n_workers: int) -> Generator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
+        import ray.exceptions as failures
     except ImportError as error:
         raise ContractError(
             "rollout.engine=ray needs Ray; pip install -e '.[ray]' -c constraints.txt, or use "
@@ -308,7 +310,7 @@ def _connected(cluster: RaySettings, *, n_workers: int) -> Generator[Any]:
     try:
         _require_listener(cluster.address)
         ray.init(**options)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RuntimeError, failures.RayError) as error:
         raise ContractError(
             f"no Ray cluster at {cluster.address or 'this machine'}: {_shortly(error)}; start one "
             "with `ray start --head`, or set rollout.ray_address=null"

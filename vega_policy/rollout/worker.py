@@ -56,6 +56,8 @@ from vega_policy.spec import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vega_policy.rollout.plan import Job
     from vega_policy.rollout.schedule import Task
     from vega_policy.spec import ActionChunk
@@ -67,17 +69,21 @@ class Worker:
     """Plays episodes; keeps the simulator while the task stays the same."""
 
     def __init__(
-        self, *, settings: WorkerSettings, ask: Callable[[Job, Ask], Answer | Faulted]
+        self,
+        *,
+        settings: WorkerSettings,
+        ask: Callable[[Job, Ask], Answer | Faulted],
+        folder: Callable[[], Path] | None = None,
     ) -> None:
         """Set up; the first episode builds the simulator.
 
         Args:
             settings: What stays the same over all episodes.
             ask: Has the policy answer; blocks until it has.
+            folder: Asked at the end of an episode where its files go; None is the run directory.
         """
-        self.run_dir = settings.run_dir
-        """Files of the episodes go below it."""
         self._settings = settings
+        self._folder = folder or (lambda: settings.run_dir)
         self._ask = ask
         self._schedule = OpenLoop(spec=settings.action_spec, n_execute=settings.n_execute)
         self._simulator: Simulator | None = None
@@ -143,9 +149,9 @@ class Worker:
                 break
         # Files are written before the row exists: a row promises its files.
         try:
-            files = self._write(job, episode, outcome)
+            files = self._write(job, episode, outcome, self._folder())
         except OSError as error:
-            raise storage_fault(error, self.run_dir) from error
+            raise storage_fault(error, settings.run_dir) from error
         wall_s = time.perf_counter() - started
         return EpisodeResult(
             key=key,
@@ -191,17 +197,19 @@ class Worker:
         self._simulator, self._task = simulator, task
         return simulator
 
-    def _write(self, job: Job, episode: _Recorder, outcome: Outcome) -> dict[str, str]:
+    def _write(
+        self, job: Job, episode: _Recorder, outcome: Outcome, folder: Path
+    ) -> dict[str, str]:
         settings = self._settings
         steps = episode.trace()
         files = {"trace": f"{TRACES}/{job.name}.npz", "trace_sha256": steps.sha256()}
-        steps.save(self.run_dir / files["trace"])
+        steps.save(folder / files["trace"])
         trace = GateTrace.of(
             [g for g in episode.chunk_gates if g is not None], episode.chunk_images
         )
         if trace is not None:
             files["gates"] = f"{GATES}/{job.name}.npz"
-            trace.save(self.run_dir / files["gates"])
+            trace.save(folder / files["gates"])
         if settings.video != "none":
             files["video"] = f"{VIDEOS}/{job.name}.mp4"
             frames = film(
@@ -213,7 +221,7 @@ class Worker:
             )
             rate_hz = settings.action_spec.rate_hz
             fps = round(rate_hz) if settings.video == "all" else CHUNK_FPS
-            write_mp4(self.run_dir / files["video"], frames, fps=fps)
+            write_mp4(folder / files["video"], frames, fps=fps)
         return files
 
 
