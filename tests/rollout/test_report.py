@@ -231,6 +231,9 @@ def test_a_histogram_marks_where_half_and_nearly_all_lie():
         assert text in drawn
     assert "beyond" not in drawn
     assert "1 beyond the axis" in charts.histogram([1.0] * 200 + [900.0], unit="ms")
+    drawn = charts.histogram([1.0] * 95 + [900.0] * 5, unit="ms")
+    assert "99 % 900.0 &rarr;" in drawn
+    assert "5 beyond the axis" in drawn
     assert "median 0.0" in charts.histogram([0.0], unit="ms")
 
 

@@ -115,12 +115,13 @@ def _dots(
 def histogram(values: Sequence[float], *, unit: str) -> str:
     """Draw how often a duration occurs, with its median, 90 % and 99 % marked.
 
-    The axis ends a little after the 99 %; what lies beyond is counted in words.
+    The axis ends a little after the 99 %, sooner where those are stragglers; what lies beyond is
+    counted in words.
     """
     width, height, left, right, top, bottom = 520, 190, 12, 12, 44, 34
     numbers = np.asarray(values, dtype=np.float64)
     marks = {q: float(np.percentile(numbers, q)) for q in (50, 90, 99)}
-    end = max(marks[99] * 1.12, 1.0)
+    end = max(min(1.12 * marks[99], 3.0 * marks[90]), 1.0)
     beyond = int((numbers > end).sum())
     counts, _ = np.histogram(numbers, bins=40, range=(0.0, end))
     tallest = max(1, int(counts.max()))
@@ -149,11 +150,16 @@ def histogram(values: Sequence[float], *, unit: str) -> str:
         # The first is written on the lowest line; each has a line of its own, so none collide.
         y = top - 5 - 13 * (2 - row)
         name = "median" if q == 50 else f"{q} %"
-        is_left = px(value) > width / 2
+        place = px(min(value, end))
+        if value <= end:
+            parts.append(
+                f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="{y - 8}" y2="{foot}"/>'
+            )
+        is_left = place > width / 2
         parts.append(
-            f'<line class="mark" x1="{px(value):.1f}" x2="{px(value):.1f}" y1="{y - 8}" '
-            f'y2="{foot}"/><text class="marked" x="{px(value) + (-4 if is_left else 4):.1f}" '
-            f'y="{y}" text-anchor="{"end" if is_left else "start"}">{name} {value:.1f}</text>'
+            f'<text class="marked" x="{place + (-4 if is_left else 4):.1f}" y="{y}" '
+            f'text-anchor="{"end" if is_left else "start"}">{name} {value:.1f}'
+            f"{'' if value <= end else ' &rarr;'}</text>"
         )
     more = f"; {beyond} beyond the axis" if beyond else ""
     parts.append(
