@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from vega_policy.rollout.merge import merge
 from vega_policy.rollout.plan import Plan
 from vega_policy.spec import ContractError, EpisodeResult
 
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "merge.py"
 WHOLE = Plan(suite="s", tasks={0: "pick", 1: "place"}, init_state_ids=(0, 1, 2), arms=("full", "b"))
 
 
@@ -135,3 +138,21 @@ def test_other_processors_and_lost_files_are_said(parts, tmp_path):
     merged = merge([*parts, tmp_path / "arm"], tmp_path / "whole")
     assert "aarch64" in merged.warnings[0]
     assert one.name in merged.warnings[1]
+
+
+def test_the_script_takes_any_number_of_runs(parts, tmp_path):
+    def script(*arguments):
+        return subprocess.run(
+            [sys.executable, str(SCRIPT), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = script(*parts, f"out={tmp_path / 'whole'}")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert (said["episodes"], said["missing"], said["duplicates"]) == (12, 0, 0)
+    refused = script(parts[0], f"out={tmp_path / 'whole'}", "sorces=1")
+    assert refused.returncode == 2
+    assert "did you mean 'sources'" in refused.stderr
