@@ -9,9 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import pytest
 
 from vega_policy.rollout.ledger import read_rows
+from vega_policy.rollout.trace import Trace
+from vega_policy.rollout.video import HOLD
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,9 +126,13 @@ def test_a_full_disk_loses_no_row_and_says_what_to_do(whole, tmp_path):
     assert 0 < len(before) < 4
     assert before.items() <= after.items()
     assert bare(after) == bare(timeless(whole))
-    for row in after.values():
-        for kind in ("video", "trace", "gates"):
-            assert (tmp_path / "kept" / "after" / row["info"][kind]).stat().st_size > 0
+    for folder, rows in (("before", before), ("after", after)):
+        for row in rows.values():
+            files = {k: tmp_path / "kept" / folder / row["info"][k] for k in ("video", "trace")}
+            assert len(Trace.load(files["trace"]).actions) == row["n_steps"]
+            with av.open(str(files["video"])) as container:
+                n_frames = sum(1 for _ in container.decode(video=0))
+            assert n_frames == row["n_steps"] + 1 + HOLD
 
 
 def bare(rows):
