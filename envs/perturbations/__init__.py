@@ -6,6 +6,6 @@ with the same initial state, seed and repetition.
 
 from envs.perturbations.base import Perturbation
 from envs.perturbations.making import make
-from envs.perturbations.naming import CLEAN, PRO, is_pro, names, require
+from envs.perturbations.naming import CLEAN, KINDS, LEVELS, PRO, is_pro, names, require
 
-__all__ = ["CLEAN", "PRO", "Perturbation", "is_pro", "make", "names", "require"]
+__all__ = ["CLEAN", "KINDS", "LEVELS", "PRO", "Perturbation", "is_pro", "make", "names", "require"]
