@@ -16,7 +16,7 @@ NOISE_LEVELS = (8.0, 16.0, 32.0)
 """Standard deviation per pixel and channel, of 255; new in every image."""
 BLUR_PX = (1.0, 2.0, 3.5)
 """Standard deviation of the Gaussian blur at an image side of 256 px; scaled to other sides."""
-EXPOSURE = (1.25, 1.6, 2.2)
+EXPOSURE = (1.2, 1.5, 1.8)
 """Gain of all channels, or one over it."""
 
 

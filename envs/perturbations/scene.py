@@ -40,19 +40,19 @@ class LightShift:
     """Brightness is multiplied by this or by one over it."""
     colour: float
     """Share that a colour channel loses."""
-    metres: float
-    """Horizontal shift of each lamp, which turns the direction of its light."""
+    swing_deg: float
+    """How far each lamp swings about the point of the floor it shines at."""
 
 
 CAMERA_SHIFTS = (
-    CameraShift(azimuth_deg=5.0, elevation_deg=3.0, distance=0.04, aim_deg=1.0),
-    CameraShift(azimuth_deg=12.0, elevation_deg=6.0, distance=0.08, aim_deg=2.0),
-    CameraShift(azimuth_deg=25.0, elevation_deg=10.0, distance=0.15, aim_deg=4.0),
+    CameraShift(azimuth_deg=5.0, elevation_deg=3.0, distance=0.04, aim_deg=0.5),
+    CameraShift(azimuth_deg=10.0, elevation_deg=6.0, distance=0.08, aim_deg=1.0),
+    CameraShift(azimuth_deg=20.0, elevation_deg=10.0, distance=0.12, aim_deg=2.0),
 )
 LIGHT_SHIFTS = (
-    LightShift(gain=1.25, colour=0.1, metres=0.5),
-    LightShift(gain=1.6, colour=0.25, metres=1.5),
-    LightShift(gain=2.5, colour=0.5, metres=3.0),
+    LightShift(gain=1.2, colour=0.1, swing_deg=7.0),
+    LightShift(gain=1.5, colour=0.2, swing_deg=15.0),
+    LightShift(gain=2.0, colour=0.35, swing_deg=30.0),
 )
 TINTS = (0.2, 0.4, 0.6)
 """Largest share that a colour channel of a surface loses. Level 3 also exchanges textures."""
@@ -109,10 +109,14 @@ class Light(Perturbation):
         for light in range(model.nlight):
             model.light_diffuse[light] *= gain * tint
             model.light_specular[light] *= gain * tint
-            angle = rng.uniform(0, 2 * np.pi)
-            model.light_pos[light, :2] += (
-                limits.metres * rng.uniform(0.5, 1.0) * np.array([np.cos(angle), np.sin(angle)])
-            )
+            position, direction = model.light_pos[light], model.light_dir[light]
+            # Lamps are spots: shifted without being turned, one would light less of the scene.
+            reach = position[2] / max(-direction[2], 0.1)
+            heading = rng.uniform(0, 2 * np.pi)
+            axis = [np.cos(heading), np.sin(heading), 0.0]
+            turned = _turn(axis, np.deg2rad(_drawn(limits.swing_deg, rng))) @ direction
+            position += reach * (direction - turned)
+            direction[:] = turned
         head = model.vis.headlight
         head.ambient *= gain * tint
         head.diffuse *= gain * tint
@@ -128,9 +132,11 @@ class Texture(Perturbation):
         """Tint the materials of the surfaces; exchange their textures."""
         rng = np.random.default_rng(self.digest)
         materials = surface_materials(model)
+        # Light is cut off at white before it meets the texture: no tint would be seen beyond that.
+        excess = max(1.0, _illumination(model))
         used = {int(model.mat_texid[m]) for m in materials} - {-1}
         for material in materials:
-            model.mat_rgba[material, :3] *= _tint(TINTS[self.level - 1], rng)
+            model.mat_rgba[material, :3] *= _tint(TINTS[self.level - 1], rng) / excess
             texture = int(model.mat_texid[material])
             others = sorted(
                 t for t in used - {texture} if model.tex_type[t] == model.tex_type[texture]
@@ -153,6 +159,22 @@ def surface_materials(model: Any) -> list[int]:
         name = mj.mj_id2name(model, mj.mjtObj.mjOBJ_BODY, int(body)) or ""
         (surfaces if _SURFACE.match(name) else others).add(int(model.geom_matid[geom]))
     return sorted(surfaces - others - {-1})
+
+
+def _illumination(model: Any) -> float:
+    """Estimate how brightly a level surface in the middle of the scene is lit; 1 is white."""
+    middle = np.array([0.0, 0.0, 0.5])
+    total = float(model.vis.headlight.ambient.mean() + model.vis.headlight.diffuse.mean())
+    for light in range(model.nlight):
+        ray, share = np.array(model.light_dir[light]), 1.0
+        if not model.light_directional[light]:
+            ray = middle - model.light_pos[light]
+            ray /= np.linalg.norm(ray)
+            aligned = float(ray @ model.light_dir[light])
+            is_lit = aligned > np.cos(np.deg2rad(model.light_cutoff[light]))
+            share = aligned ** float(model.light_exponent[light]) if is_lit else 0.0
+        total += share * max(0.0, -float(ray[2])) * float(model.light_diffuse[light].mean())
+    return total
 
 
 def _tint(largest: float, rng: np.random.Generator) -> NDArray[np.float64]:
