@@ -45,7 +45,7 @@ def still_moments(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
     for layer in encoder.down_blocks:
         x = _layer(layer, x)
     x = _middle(encoder.mid_block, x)
-    x = _conv(encoder.conv_out, encoder.nonlinearity(_norm(encoder.norm_out, x)))
+    x = _conv(encoder.conv_out, _activated(encoder, encoder.norm_out, x))
     return _conv(vae.quant_conv, x)
 
 
@@ -64,7 +64,7 @@ def decode_stills(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
             x = _residual(resnet, x)
         for upsampler in block.upsamplers or ():
             x = upsampler.resample(x)
-    return _conv(decoder.conv_out, decoder.nonlinearity(_norm(decoder.norm_out, x)))
+    return _conv(decoder.conv_out, _activated(decoder, decoder.norm_out, x))
 
 
 def _has_fast_path(vae: AutoencoderKLWan) -> bool:
@@ -92,14 +92,29 @@ def _attention(attention: nn.Module, x: Tensor) -> Tensor:
 def _residual(block: nn.Module, x: Tensor) -> Tensor:
     shortcut = block.conv_shortcut
     skip = x if isinstance(shortcut, nn.Identity) else _conv(shortcut, x)
-    x = _conv(block.conv1, block.nonlinearity(_norm(block.norm1, x)))
-    return skip + _conv(block.conv2, block.nonlinearity(_norm(block.norm2, x)))
+    x = _conv(block.conv1, _activated(block, block.norm1, x))
+    x = _conv(block.conv2, _activated(block, block.norm2, x))
+    return skip + x if torch.is_grad_enabled() else x.add_(skip)
 
 
 def _conv(conv: nn.Conv3d, x: Tensor) -> Tensor:
     # The module keeps its padding to itself (left, right, top, bottom, before, after).
     pad = conv._padding[0]  # noqa: SLF001
     return functional.conv2d(x, conv.weight[:, :, -1], conv.bias, padding=pad)
+
+
+def _activated(block: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalise and activate (f, c, h, w).
+
+    In place where no gradients are wanted, which saves a quarter of the encoder's time on a CPU: its
+    large maps are bound by memory, not by arithmetic.
+    """
+    if torch.is_grad_enabled() or not isinstance(block.nonlinearity, nn.SiLU):
+        return block.nonlinearity(_norm(norm, x))
+    last = x.permute(0, 2, 3, 1)
+    length = torch.linalg.vector_norm(last, dim=-1, keepdim=True).clamp_min_(1e-12)
+    gamma = norm.gamma.view(-1).to(x.dtype) * x.shape[1] ** 0.5
+    return functional.silu((last / length).mul_(gamma), inplace=True).permute(0, 3, 1, 2)
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
