@@ -59,7 +59,7 @@ class RolloutSettings:
     n_execute: int | None = None
     """Actions applied per inference; None is the whole chunk."""
     workers: int | None = None
-    """Simulator processes; None is one per core this process may use."""
+    """Simulator processes; None is `default_workers`."""
     max_batch: int = 16
     max_delay_ms: float = 5.0
     max_restarts: int = 3
@@ -194,7 +194,7 @@ def evaluate(
     plan = prepare(settings, suite=suite, action_spec=action_spec)
     # A cluster that is there has the cores it has; the engine takes no more.
     is_cluster = settings.engine == "ray" and settings.ray_address is not None
-    most = len(plan.jobs()) if is_cluster else len(os.sched_getaffinity(0))
+    most = len(plan.jobs()) if is_cluster else default_workers(settings.engine)
     n_workers = settings.workers or most
     header = RunHeader(
         defines={
@@ -307,6 +307,16 @@ def _engine(
         ),
         on_fault=on_fault,
     )
+
+
+def default_workers(engine: str) -> int:
+    """Return how many simulators this machine gets.
+
+    One more than there are cores: there is always one that waits for the policy. Ray counts a core
+    for each.
+    """
+    n_cores = len(os.sched_getaffinity(0))
+    return n_cores + 1 if engine == "local" else n_cores
 
 
 def made_with(header: RunHeader) -> dict[str, str]:
