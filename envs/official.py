@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from envs.installed import libero_module, quiet
 from envs.libero import SETTLING_ACTION, SETTLING_STEPS
-from envs.suites import HORIZONS, get_task, init_states
+from envs.suites import HORIZONS, get_task, init_states, split_suite
 from vega_policy.spec import ContractError
 from vega_policy.spec.rotation import quat_to_axis_angle
 
@@ -56,7 +56,8 @@ class OfficialEnv:
     """One task of a suite under the official protocol.
 
     Args:
-        suite: ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10``, ``libero_90``.
+        suite: ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10``, ``libero_90``,
+            or a suite of LIBERO-PRO, such as ``libero_goal_swap``.
         task_id: Index in the benchmark's default order.
         camera_px: Side of the square images.
 
@@ -65,9 +66,10 @@ class OfficialEnv:
     """
 
     def __init__(self, *, suite: str, task_id: int, camera_px: int = CAMERA_PX) -> None:
-        self.task = get_task(suite, task_id)
-        self.max_steps = HORIZONS[suite]
-        self._init_states = init_states(suite, task_id)
+        stock, perturbation = split_suite(suite)
+        self.task = get_task(stock, task_id, perturbation)
+        self.max_steps = HORIZONS[stock]
+        self._init_states = init_states(stock, task_id, perturbation)
         self._n_started = 0
         with quiet():
             self._env: Any = libero_module("libero.libero.envs").OffScreenRenderEnv(
