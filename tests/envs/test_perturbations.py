@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,6 +237,29 @@ def test_an_unknown_verb_is_named():
         made("wording-1").rewrite("juggle the bowls")
 
 
+def test_the_documentation_has_the_magnitudes_of_the_code():
+    from envs.perturbations import image_noise, robot_start, scene
+
+    def of(shifts, name):
+        return [getattr(shift, name) for shift in shifts]
+
+    cameras, lights = scene.CAMERA_SHIFTS, scene.LIGHT_SHIFTS
+    page = Path(__file__).parents[2].joinpath("docs", "perturbations.md").read_text()
+    # The numbers of each row of the page's table that ends in three of them, in order.
+    rows = re.findall(r"^\|.*\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
+    expected = [
+        *(of(cameras, name) for name in ("azimuth_deg", "elevation_deg", "distance", "aim_deg")),
+        *(of(lights, name) for name in ("gain", "colour", "swing_deg")),
+        scene.TINTS,
+        robot_start.JOINT_RAD,
+        image_noise.NOISE_LEVELS,
+        image_noise.BLUR_PX,
+        image_noise.EXPOSURE,
+    ]
+    listed = [tuple(map(float, row)) for row in rows]
+    assert [tuple(row) for row in expected] == listed[1 : 1 + len(expected)]
+
+
 # -- LIBERO-PRO -----------------------------------------------------------------------------------
 
 
@@ -285,27 +309,27 @@ def test_returning_to_the_clean_scene_gives_a_fresh_one(env, clean):
     assert differing(clean, seen) == set()
 
 
-def test_the_instruction_and_the_goal_are_those_the_perturbation_prescribes():
-    from envs import LiberoEnv
+def test_the_instruction_is_rewritten_where_the_problem_file_does():
+    from envs import suites
 
     usual = "open the middle drawer of the cabinet"
-    with contextlib.closing(LiberoEnv(suite="libero_goal", task_id=0, render=False)) as env:
-        told = {}
-        for name in ("pro_lan", "pro_task"):
-            env.reset(options={"perturbation": name})
-            told[name] = env.instruction
-        assert told == {
-            "pro_lan": "open the cabinet's middle drawer",
-            "pro_task": "open the bottom drawer of the cabinet",
-        }
-        # pro_task's scene is still there: the other drawer is the goal.
-        data = env.simulation.data
+    names = ("none", "pro_object", "pro_swap", "pro_lan", "pro_task")
+    told = [suites.get_task("libero_goal", 0, name).instruction for name in names]
+    assert told[:3] == [usual] * 3
+    assert told[3] == "open the cabinet's middle drawer"
+    assert told[4] == "open the bottom drawer of the cabinet"
+
+
+def test_success_is_the_goal_of_the_perturbed_problem_file():
+    from envs import LiberoEnv
+
+    with contextlib.closing(LiberoEnv(suite="libero_goal_task", task_id=0, render=False)) as env:
         for drawer, is_goal in (("middle", False), ("bottom", True)):
-            env.reset(options={"perturbation": "pro_task"})
-            data.joint(f"wooden_cabinet_1_{drawer}_level").qpos[0] = -0.16
+            env.reset()
+            joint = env.simulation.data.joint(f"wooden_cabinet_1_{drawer}_level")
+            joint.qpos[0] = -0.16
             assert env.simulation.step(np.zeros(7)) == is_goal, drawer
-        env.reset(options={"perturbation": "none"})
-        assert env.instruction == usual
+        assert env.instruction == "open the bottom drawer of the cabinet"
 
 
 class Listener(FakePolicy):

@@ -40,6 +40,49 @@ def test_unknown_suite_names_the_nearest():
         suites.get_task("libero_object", 10)
 
 
+def test_the_published_perturbed_suites_are_complete():
+    """The table in docs/perturbations.md: 160 tasks, what differs from the stock ones."""
+    from envs import suites
+
+    assert len(suites.PRO_SUITES) == 16
+    told, aims, things, rules = set(), set(), set(), set()
+    for suite, name in suites.PRO_SUITES.values():
+        for stock in suites.tasks(suite):
+            task = suites.get_task(suite, stock.task_id, name)
+            states = suites.init_states(suite, stock.task_id, name)
+            usual = suites.init_states(suite, stock.task_id)
+            assert states.shape == usual.shape
+            assert len({s.tobytes() for s in states}) == 50
+            ours, theirs = suites.parse_problem(task), suites.parse_problem(stock)
+            key = (suite, stock.task_id, name)
+            for changed, is_changed in (
+                (told, task.instruction != stock.instruction),
+                (aims, ours["goal_state"] != theirs["goal_state"]),
+                (things, any(ours[k] != theirs[k] for k in ("objects", "fixtures"))),
+                (rules, ours["initial_state"] != theirs["initial_state"]),
+            ):
+                if is_changed:
+                    changed.add(key)
+    for changed, names in (
+        (told, {"pro_lan", "pro_task"}),
+        (aims, {"pro_object", "pro_task"}),
+        (things, {"pro_object"}),
+        (rules, {"pro_object", "pro_swap"}),
+    ):
+        assert {name for *_, name in changed} == names
+        assert len(changed) == 40 * len(names)
+
+
+def test_a_perturbed_suite_that_was_never_published_is_refused():
+    from envs import suites
+
+    assert suites.split_suite("libero_goal_swap") == ("libero_goal", "pro_swap")
+    with pytest.raises(ContractError, match="did you mean 'libero_goal_swap'"):
+        suites.split_suite("libero_goal_swaps")
+    with pytest.raises(ContractError, match="LIBERO-PRO has no pro_swap of libero_90"):
+        suites.get_task("libero_90", 0, "pro_swap")
+
+
 def run_python(code: str, home: Path, **extra: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HOME": str(home), **extra}
     environment.pop("LIBERO_CONFIG_PATH", None)
