@@ -37,12 +37,12 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
                 axis.imshow(seen[camera])
                 axis.set(xticks=[], yticks=[])
                 axis.set_title(name if camera == "agentview" else f"{name}, {camera}", fontsize=9)
-                if name.startswith(("wording", "pro")):
+                if name.startswith("pro"):
                     axis.set_xlabel("\n".join(textwrap.wrap(env.instruction, 36)), fontsize=8)
     finally:
         env.close()
     with atomic_path(Path(config["out"])) as temporary:
-        figure.savefig(temporary, dpi=80, format="png", pil_kwargs={"optimize": True})
+        figure.savefig(temporary, dpi=60, format="png", pil_kwargs={"optimize": True})
     return {"picture": config["out"], "task": env.task.name}
 
 
@@ -50,9 +50,13 @@ def _rows() -> list[tuple[str, tuple[str, ...]]]:
     """Return a camera and the names of the perturbations for each row of the picture."""
     from envs.perturbations import CLEAN, KINDS, LEVELS, PRO
 
-    own = [("agentview", (CLEAN, *(f"{kind}-{level}" for level in LEVELS))) for kind in KINDS]
-    wrist = (CLEAN, "light-3", "texture-3", "image_noise-3")
-    return [*own, ("wrist", wrist), ("agentview", tuple(PRO))]
+    levels = {kind: (CLEAN, *(f"{kind}-{level}" for level in LEVELS)) for kind in KINDS}
+    return [
+        *(("agentview", levels[kind]) for kind in KINDS if kind != "wording"),
+        ("wrist", levels["robot_start"]),
+        ("wrist", (CLEAN, "light-3", "texture-3", "image_noise-3")),
+        ("agentview", tuple(PRO)),
+    ]
 
 
 if __name__ == "__main__":
