@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import multiprocessing.connection
 import os
-import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -26,20 +24,13 @@ from vega_policy.data.progress import Progress
 from vega_policy.spec import ContractError, EnvFault
 from vega_policy.spec.episode import EpisodeKey
 from vega_policy.spec.files import write_atomic
+from vega_policy.spec.processes import end_with_parent, worker_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _log = logging.getLogger(__name__)
 _MAX_RESTARTS = 5
-_WORKER_ENVIRONMENT = {
-    # One thread per simulator: there are as many simulators as cores. The BLAS kernel is named
-    # because its rounding decides the last bits of a trajectory.
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "OPENBLAS_CORETYPE": "Haswell",
-    "LP_NUM_THREADS": "0",
-}
 
 
 @dataclass(frozen=True)
@@ -168,7 +159,7 @@ def _parts(settings: CollectSettings, task: Task) -> list[Path]:
 
 
 def _run_workers(settings: CollectSettings, open_tasks: Sequence[Task], *, total: int) -> None:
-    os.environ.update({k: os.environ.get(k, v) for k, v in _WORKER_ENVIRONMENT.items()})
+    os.environ.update(worker_environment(os.environ))
     closed = total - settings.demos_per_task * len(open_tasks)
     have = closed + _count_parts(settings, open_tasks)
     left, restarts = list(open_tasks), 0
@@ -228,7 +219,7 @@ def collect_task(settings: CollectSettings, task_id: int) -> None:
     from envs.libero import LiberoEnv
     from vega_policy.data.libero_hdf5 import write_demo
 
-    _end_with_parent()
+    _end_with_main_process()
     task = get_task(settings.suite, task_id)
     folder = _part_folder(settings, task)
     learner = _load_learner(settings.checkpoint, suite=settings.suite)
@@ -273,7 +264,7 @@ def measure(settings: CollectSettings, *, n: int) -> tuple[TaskCount, ...]:
         n: Scenes per task.
     """
     chosen = _check(settings)
-    os.environ.update({k: os.environ.get(k, v) for k, v in _WORKER_ENVIRONMENT.items()})
+    os.environ.update(worker_environment(os.environ))
     context = multiprocessing.get_context("spawn")
     counts = []
     with (
@@ -291,7 +282,7 @@ def measure_task(settings: CollectSettings, task_id: int, n: int) -> TaskCount:
     from envs.expert.demonstrate import Disturbances, demonstrate
     from envs.libero import LiberoEnv
 
-    _end_with_parent()
+    _end_with_main_process()
     env = LiberoEnv(suite=settings.suite, task_id=task_id, render=False)
     disturbances = Disturbances(probability=settings.disturbed)
     attempts = [
@@ -314,16 +305,11 @@ def _seed(settings: CollectSettings, task_id: int, k: int) -> int:
     return key.digest() % 2**31
 
 
-def _end_with_parent() -> None:
+def _end_with_main_process() -> None:
     """Leave at once when the parent is killed, instead of simulating on unseen."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            multiprocessing.connection.wait([parent.sentinel])
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
+    if parent is not None and parent.pid is not None:
+        end_with_parent(parent.pid)
 
 
 def _load_learner(checkpoint: str | None, *, suite: str) -> Any:

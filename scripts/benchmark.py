@@ -21,12 +21,12 @@ import numpy as np
 from hydra_cli import run
 
 from vega_policy.rollout.benchmark import Measured, WatchedPolicy, official_key, play
-from vega_policy.rollout.engine import worker_environment
 from vega_policy.rollout.provenance import host
 from vega_policy.rollout.trace import state_digest
-from vega_policy.spec import ContractError, EpisodeKey
+from vega_policy.spec import ContractError, EnvFault, EpisodeKey
 from vega_policy.spec.files import write_atomic
 from vega_policy.spec.names import require_name
+from vega_policy.spec.processes import end_with_parent, worker_environment
 
 if TYPE_CHECKING:
     from envs.baseline import TimedEpisode
@@ -40,8 +40,17 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     require_name(config["target"], TARGETS, what="target")
     chosen = config["benchmark"]
     n_cores = len(os.sched_getaffinity(0))
-    if not chosen["workers"] or not chosen["tasks"] or chosen["episodes"] < 1:
-        raise ContractError("benchmark.workers, .tasks and .episodes must not be empty")
+    if not chosen["workers"] or min(chosen["workers"]) < 1 or not chosen["tasks"]:
+        raise ContractError(
+            "benchmark.workers and benchmark.tasks are lists of at least one number"
+        )
+    n_episodes, most = len(chosen["tasks"]) * chosen["episodes"], max(chosen["workers"])
+    if n_episodes < 2 * most:
+        raise ContractError(
+            f"{n_episodes} episodes for {most} workers: each has to play two at least, or there is "
+            f"no time in which all play; use benchmark.episodes={-(-2 * most // len(chosen['tasks']))}"
+        )
+    require_multiple(config)
     log.info(
         "the official loop: %d tasks, %d episodes each", len(chosen["tasks"]), chosen["episodes"]
     )
@@ -69,7 +78,28 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     }
     if config["out"] is not None:
         write_atomic(Path(config["out"]), json.dumps(result, indent=2) + "\n")
+    if not agrees:
+        print(json.dumps(result), flush=True)
+        raise EnvFault(
+            "the states differ from the official loop's, so the ratio compares nothing; "
+            "see python scripts/doctor.py areas=[simulator] depth=full"
+        )
     return result
+
+
+def require_multiple(config: dict[str, Any]) -> None:
+    """Refuse pictures that cannot be averaged down to the policy's size.
+
+    Raises:
+        ContractError: The size is no multiple.
+    """
+    from vega_policy.policy.pretrained import load_config, resolve
+
+    trained, px = load_config(resolve(config["checkpoint"])), config["benchmark"]["camera_px"]
+    if trained.image_transform == "none" and px % trained.image_px:
+        raise ContractError(
+            f"benchmark.camera_px is {px}, the policy looks at {trained.image_px} px; use a multiple"
+        )
 
 
 def make_policy(checkpoint: str, device: str | None, suite: str, n_threads: int) -> WatchedPolicy:
@@ -100,7 +130,12 @@ def play_officially(config: dict[str, Any], *, n_threads: int) -> dict[EpisodeKe
     found: dict[EpisodeKey, TimedEpisode] = {}
     with (
         mock.patch.dict(os.environ, worker_environment(os.environ)),
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone,
+        ProcessPoolExecutor(
+            1,
+            mp_context=get_context("spawn"),
+            initializer=end_with_parent,
+            initargs=(os.getpid(),),
+        ) as alone,
     ):
         for task_id in chosen["tasks"]:
             built_s, episodes = alone.submit(

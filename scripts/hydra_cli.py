@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -48,6 +49,8 @@ usage: python {script}{positional} [key=value ...] [--cfg | --help]
 """
 
 logger = logging.getLogger("scripts")
+_SETTING = re.compile(r"[\w.@]+=")
+"""``key=``; a path such as ``runs/lr=1e-4`` is none."""
 
 
 def run(
@@ -168,12 +171,12 @@ def named(arguments: Sequence[str], positional: Sequence[str]) -> list[str]:
     Raises:
         ContractError: There are more of them than settings.
     """
-    given = {argument.partition("=")[0] for argument in arguments if "=" in argument}
+    given = {argument.partition("=")[0] for argument in arguments if _SETTING.match(argument)}
     free = [name for name in positional if name not in given]
     rest: list[str] = []
     result: list[str] = []
     for argument in arguments:
-        if not positional or argument[:1] in ("-", "+", "~") or "=" in argument:
+        if not positional or argument[:1] in ("-", "+", "~") or _SETTING.match(argument):
             result.append(argument)
         elif free:
             quoted = "'" + argument.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,9 @@ import numpy as np
 
 from vega_policy.rollout.doctor import machine_checks, policy_checks
 from vega_policy.rollout.doctor.samples import load_samples, suites
-from vega_policy.rollout.engine import worker_environment
 from vega_policy.spec import CAMERAS, Check, Observation
 from vega_policy.spec.probe import run_probe
+from vega_policy.spec.processes import worker_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -36,6 +37,9 @@ from envs import fidelity
 for check in fidelity.checks(depth=sys.argv[1]):
     print("{_MARK}", json.dumps(check.to_json()), flush=True)
 """
+_SILENCE_S = {"cheap": 180.0, "full": 600.0}
+"""Seconds without a finding after which the simulator is taken for hung; the longest check takes
+20 s on a busy core, reading every byte of the assets from a slow disk more."""
 _DOWN = np.tile(np.array([0.4, 0.3, -0.6, 0.0, 0.0, 0.0, -1.0]), (16, 1))
 
 
@@ -46,6 +50,7 @@ def cheap_checks(
     camera_px: int,
     needs: Needs,
     make_simulator: Callable[..., Simulator],
+    max_batch: int | None = None,
 ) -> Iterator[Check]:
     """Yield what a rollout looks at before its first episode, lazily.
 
@@ -58,6 +63,7 @@ def cheap_checks(
         camera_px: Side of the images the policy will get.
         needs: What the rollout asks of the machine.
         make_simulator: Takes suite, task_id and camera_px.
+        max_batch: Observations the policy is asked about at once, at most.
     """
     yield from machine_checks(needs)
     if policy is None:
@@ -68,10 +74,11 @@ def cheap_checks(
         return
     if suite not in suites():
         seen = observe(make_simulator, suite=suite, camera_px=camera_px)
-        yield from policy_checks(policy, seen, suite=suite)
+        yield from policy_checks(policy, seen, suite=suite, max_batch=max_batch)
         return
     with simulator_checks("cheap") as beside:
-        yield from policy_checks(policy, load_samples(suite, image_px=camera_px), suite=suite)
+        recorded = load_samples(suite, image_px=camera_px)
+        yield from policy_checks(policy, recorded, suite=suite, max_batch=max_batch)
         yield from beside
 
 
@@ -84,7 +91,7 @@ def simulator_checks(depth: Literal["cheap", "full"]) -> Generator[Iterator[Chec
     """
     with _start_simulator_checks(depth) as process:
         try:
-            yield _read_checks(process)
+            yield _read_checks(process, silence_s=_SILENCE_S[depth])
         finally:
             process.kill()  # where nobody wanted the rest
 
@@ -100,15 +107,26 @@ def _start_simulator_checks(depth: str) -> subprocess.Popen[str]:
     )
 
 
-def _read_checks(process: subprocess.Popen[str]) -> Iterator[Check]:
-    for line in process.stdout or ():
+def _read_checks(process: subprocess.Popen[str], *, silence_s: float) -> Iterator[Check]:
+    is_hung = threading.Event()
+    while line := _next_line(process, silence_s, is_hung):
         mark, _, row = line.partition(" ")
         if mark == _MARK:
             yield Check.from_json(json.loads(row))
         elif line.strip():
             log.debug("%s", line.rstrip())
     code = process.wait()
-    if code:
+    if is_hung.is_set():
+        yield Check(
+            area="simulator",
+            name="simulator_process",
+            status="failed",
+            found=f"the process that tries the simulator said nothing for {silence_s:g} s",
+            expected="a finding every few seconds",
+            fix="suspect the graphics driver: try MUJOCO_GL=osmesa, or egl on a GPU; on a machine "
+            "that is merely busy ask again",
+        )
+    elif code:
         yield Check(
             area="simulator",
             name="simulator_process",
@@ -121,8 +139,29 @@ def _read_checks(process: subprocess.Popen[str]) -> Iterator[Check]:
         )
 
 
+def _next_line(process: subprocess.Popen[str], silence_s: float, is_hung: threading.Event) -> str:
+    """Return the next line, or "" after the last one; a silent process is ended."""
+
+    def end() -> None:
+        is_hung.set()
+        process.kill()
+
+    watchdog = threading.Timer(silence_s, end)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        return process.stdout.readline() if process.stdout is not None else ""
+    finally:
+        watchdog.cancel()
+
+
 def live_policy_checks(
-    policy: Policy, *, suite: str, camera_px: int, make_simulator: Callable[..., Simulator]
+    policy: Policy,
+    *,
+    suite: str,
+    camera_px: int,
+    make_simulator: Callable[..., Simulator],
+    max_batch: int | None = None,
 ) -> Iterator[Check]:
     """Yield the checks of a policy on what this installation's simulator shows, lazily."""
     seen: list[Observation] = []
@@ -135,7 +174,7 @@ def live_policy_checks(
     yield run_probe("policy", "observations", look)
     # The recorded ones come last: the second is another task's, with another instruction.
     recorded = load_samples(suite, image_px=camera_px) if suite in suites() else []
-    yield from policy_checks(policy, [*seen, *recorded], suite=suite)
+    yield from policy_checks(policy, [*seen, *recorded], suite=suite, max_batch=max_batch)
 
 
 def observe(

@@ -20,6 +20,7 @@ from hydra_cli import run
 from vega_policy.rollout.doctor import Needs, Verdict, preflight
 from vega_policy.rollout.doctor.machine import SIMULATOR_GB, TOY_GB
 from vega_policy.rollout.evaluate import RolloutSettings, evaluate, prepare
+from vega_policy.rollout.ledger import job_of, read_rows
 from vega_policy.rollout.plan import SuiteInfo, TaskInfo
 from vega_policy.rollout.provenance import checkpoint_sha256
 from vega_policy.rollout.statistics import Tally, summarise
@@ -46,11 +47,16 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     """Run the rollout the configuration describes."""
     suite, make_simulator = build_suite(config["suite"])
     settings = build_settings(config)
-    prepare(settings, suite=suite, action_spec=suite.action_spec)
+    plan = prepare(settings, suite=suite, action_spec=suite.action_spec)
     make_policies, defines = policy_recipe(config, suite)
     policies = make_policies() if settings.engine == "local" else {}
     verdict = look_first(
-        config, settings, policies=policies, camera_px=defines["camera_px"], make=make_simulator
+        config,
+        settings,
+        policies=policies,
+        camera_px=defines["camera_px"],
+        make=make_simulator,
+        n_episodes=len(plan.remaining(map(job_of, read_rows(settings.run_dir)))),
     )
     result = evaluate(
         settings,
@@ -96,6 +102,7 @@ def look_first(
     policies: Mapping[str, Policy],
     camera_px: int,
     make: Callable[..., Simulator],
+    n_episodes: int,
 ) -> Verdict | None:
     """Make the cheap part of the doctor's checks; None where the user does without.
 
@@ -118,8 +125,11 @@ def look_first(
             simulator_gb=TOY_GB if is_toy else SIMULATOR_GB,
             device=config["device"],
             torch_threads=config["rollout"]["torch_threads"],
+            n_episodes=n_episodes,
+            has_video=settings.video != "none",
         ),
         make_simulator=make,
+        max_batch=settings.max_batch,
     )
     return preflight(checks, force=config["rollout"]["force"])
 
@@ -152,7 +162,7 @@ def build_settings(config: dict[str, Any]) -> RolloutSettings:
         workers=None if workers == "auto" else workers,
         video="none" if chosen["video"] == "false" else chosen["video"],
         cameras=tuple(chosen["cameras"]),
-        perturbations=tuple(chosen["perturbations"] or [config["suite"]["perturbation"]]),
+        perturbations=_names(chosen["perturbations"] or config["suite"]["perturbation"]),
         arms=tuple(chosen["arms"]),
         show_progress=chosen["progress"],
         **{
@@ -177,6 +187,10 @@ def build_settings(config: dict[str, Any]) -> RolloutSettings:
     )
 
 
+def _names(chosen: str | list[str]) -> tuple[str, ...]:
+    return (chosen,) if isinstance(chosen, str) else tuple(chosen)
+
+
 def build_suite(config: dict[str, Any]) -> tuple[SuiteInfo, Callable[..., Simulator]]:
     """Return what there is to run and what makes a simulator of it, without making one."""
     name = config["name"]
@@ -198,7 +212,8 @@ def build_suite(config: dict[str, Any]) -> tuple[SuiteInfo, Callable[..., Simula
             for i, task in enumerate(suites.task_names(name))
         )
         make = LiberoEnv
-        perturbations = changes.names()
+        is_pro_there = any(name == stock for stock, _ in suites.PRO_SUITES.values())
+        perturbations = tuple(p for p in changes.names() if is_pro_there or not changes.is_pro(p))
     info = SuiteInfo(
         name=name,
         tasks=tasks,

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from vega_policy.policy.tokenizer import prompt_of, train_tokenizer
-from vega_policy.spec import ContractError, Observation, Policy, PolicyFault
+from vega_policy.spec import ContractError, EnvFault, Observation, Policy, PolicyFault
 from vega_policy.testing.tiny_policy import (
     INSTRUCTIONS,
     tiny_config,
     tiny_observation,
     tiny_policy,
 )
+from vega_policy.vision.fusion import FusionConfig
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +155,33 @@ def test_the_tokenizer_is_a_function_of_the_sentences_and_knows_every_one():
     assert a.decode(a(prompt_of("grüße"))["input_ids"], skip_special_tokens=True) == prompt_of(
         "grüße"
     )
+
+
+@pytest.mark.parametrize("fusion", ["token_gate", "residual"])
+def test_the_clamped_arm_is_the_gate_held_open_for_the_semantic_stream(batch, fusion):
+    config = dataclasses.replace(tiny_config(), fusion=FusionConfig(name=fusion))
+    policy = tiny_policy(config=config)
+    if fusion == "residual":  # starts as the identity, so that nothing could be told apart
+        torch.nn.init.normal_(policy.model.vision.fusion.out.weight)
+    full, clamped = policy.arm("full"), policy.arm("gate_clamped")
+    assert np.array_equal(actions(full, batch, [0, 1, 2]), actions(policy, batch, [0, 1, 2]))
+    assert clamped.model is policy.model
+    chunk = clamped.act(batch[:1], keys=[0])[0]
+    assert all((gate == 1).all() for gate in chunk.gate.values())
+    apart = actions(clamped, batch, [0, 1, 2])
+    assert not np.array_equal(apart, actions(full, batch, [0, 1, 2]))
+    # The same as a gate that has learned to be 1.
+    with torch.no_grad():
+        policy.model.vision.fusion.score.bias.fill_(1e4)
+    assert np.allclose(actions(policy, batch, [0, 1, 2]), apart, atol=1e-6)
+    with pytest.raises(ContractError, match="did you mean 'gate_clamped'"):
+        policy.arm("gate_clampd")
+
+
+def test_a_device_without_memory_is_no_answer_of_the_policy(policy, batch, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr(policy, "_pass", fail)
+    with pytest.raises(EnvFault, match="20 GiB"):
+        policy.act(batch[:1], keys=[0])

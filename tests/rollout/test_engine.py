@@ -279,6 +279,26 @@ def test_a_policy_fault_stays_with_its_episode(bench, how):
     assert all(r.n_steps == 0 for r in rows[3:])
 
 
+@pytest.mark.parametrize("failure", [MemoryError("no memory"), OSError("device lost")])
+def test_a_machine_that_fails_under_the_policy_is_no_outcome(bench, monkeypatch, failure):
+    act, calls = bench.policy.act, []
+
+    def fail_later(batch, *, keys):
+        calls.append(batch)
+        if len(calls) > 8:
+            raise failure
+        return act(batch, keys=keys)
+
+    monkeypatch.setattr(bench.policy, "act", fail_later)
+    rows = []
+    with (
+        pytest.raises(EnvFault, match="machine failed"),
+        contextlib.closing(bench.engine(n_workers=1).run(JOBS)) as outcomes,
+    ):
+        rows += outcomes
+    assert not [row for row in rows if row.outcome == "policy_fault"]
+
+
 def test_a_policy_that_was_trained_with_other_images_ends_the_run(bench, monkeypatch):
     def act(batch, *, keys):
         raise ContractError(f"images of 128 px for {len(batch)} {len(keys)}, expected 224")

@@ -219,3 +219,14 @@ def test_cfg_prints_what_the_script_would_get(toy):
     assert done.returncode == 0
     assert "workers: 3" in done.stdout
     assert "name: trial-libero_object" in done.stdout
+
+
+def test_arguments_without_a_name_fill_settings_in_order(hydra_cli):
+    named = hydra_cli.named
+    assert named(["x", "mode=fast", "y"], ["a", "b"]) == ["a='x'", "mode=fast", "b='y'"]
+    assert named(["b=1", "x"], ["a", "b"]) == ["b=1", "a='x'"]
+    # A path may hold an equals sign.
+    assert named(["runs/lr=1e-4"], ["run"]) == ["run='runs/lr=1e-4'"]
+    assert named(["x", "it's"], ["runs..."]) == ["runs=['x','it\\'s']"]
+    with pytest.raises(ContractError, match="one argument too many"):
+        named(["x", "y"], ["a"])

@@ -18,7 +18,7 @@ from vega_policy.policy.model import ModelOutput, VegaModel
 from vega_policy.policy.processor import Inputs, Processor
 from vega_policy.policy.statistics import DatasetStatistics, choose_key
 from vega_policy.policy.tokenizer import train_tokenizer
-from vega_policy.spec import CAMERAS, FULL_ARM, ActionChunk, ActionSpec, PolicyFault
+from vega_policy.spec import CAMERAS, FULL_ARM, ActionChunk, ActionSpec, EnvFault, PolicyFault
 from vega_policy.spec.gripper import target_to_command
 from vega_policy.spec.names import require_name
 from vega_policy.vision.prior import build_prior
@@ -157,6 +157,7 @@ class VegaPolicy(nn.Module):
         Raises:
             ContractError: An observation is not what the policy was trained with.
             PolicyFault: The model returned something that is not finite.
+            EnvFault: The device failed or ran out of memory, which is no answer of the policy.
             ValueError: There is not one key per observation.
         """
         if len(keys) != len(batch):
@@ -168,7 +169,13 @@ class VegaPolicy(nn.Module):
         timing = {"processor": 0.0, "prior": 0.0, "model": 0.0}
         for start in range(0, len(batch), size):
             part = slice(start, start + size)
-            chunks += self._pass(batch[part], keys[part], timing)
+            try:
+                chunks += self._pass(batch[part], keys[part], timing)
+            except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+                raise EnvFault(
+                    f"{self.device} failed while the policy computed: {error}; free its memory, or "
+                    "ask for smaller batches"
+                ) from error
         timing["total"] = (time.perf_counter() - started) * 1e3
         return [ActionChunk(actions=a, gate=g, timing_ms=dict(timing)) for a, g in chunks]
 

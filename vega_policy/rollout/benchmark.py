@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vega_policy.spec import ActionChunk, ActionSpec, Simulator
 
 
+_FEWEST_ASKED = 10
 _BUILD_S = 0.2
 """A worker that has its scene already needs microseconds."""
 
@@ -156,6 +157,11 @@ def _steps_per_s(
     begin = builds[min(n_workers, len(builds)) - 1][0]
     seconds = max(handed_out) - begin - sum(s for at, s in builds if at > begin) / n_workers
     inside = sum(n for t, n in asked if begin <= t < max(handed_out))
+    if seconds <= 0 or inside < _FEWEST_ASKED:
+        raise EnvFault(
+            f"all {n_workers} workers played together for {max(seconds, 0):.1f} s and {inside} "
+            "inferences, too little to measure; use more episodes"
+        )
     return inside * n_steps / n_asked / seconds
 
 

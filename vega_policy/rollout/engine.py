@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import signal
 import socket
 import subprocess
@@ -47,11 +46,13 @@ from vega_policy.rollout.schedule import (
 )
 from vega_policy.spec import (
     ContractError,
+    EnvFault,
     EpisodeResult,
     Observation,
     PolicyFault,
     StorageFault,
 )
+from vega_policy.spec.processes import worker_environment
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_START = "import sys; from vega_policy.rollout.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+_START = "import sys; from vega_policy.rollout.worker import main; main(*map(int, sys.argv[1:]))"
 
 
 class LocalEngine:
@@ -154,6 +155,8 @@ def answer(policy: Policy, asks: Sequence[Ask], keys: Sequence[int]) -> list[Ans
 
     Raises:
         ContractError: The policy was trained with other observations.
+        EnvFault: The machine failed and not the policy: no memory, a broken GPU, a file gone. No
+            episode may count as failed for that.
     """
     try:
         chunks = policy.act([ask.observation for ask in asks], keys=keys)
@@ -161,6 +164,11 @@ def answer(policy: Policy, asks: Sequence[Ask], keys: Sequence[int]) -> list[Ans
             raise PolicyFault(f"{len(chunks)} chunks for {len(asks)} observations")
     except ContractError:
         raise  # the user has to act, and every other episode would say the same
+    except (EnvFault, MemoryError, OSError) as error:
+        raise EnvFault(
+            f"the machine failed while the policy was asked ({type(error).__name__}: {error}); no "
+            "episode was counted for it, start the same command again to continue"
+        ) from error
     except Exception as error:  # the episode boundary: re-classified as a policy fault
         if len(asks) > 1:
             return [
@@ -383,23 +391,9 @@ class _Seat:
         self.run, self.task, self.is_waiting = None, None, False
 
 
-def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables of a simulator process.
-
-    One thread per process: two processes with two threads each are 10 % slower than with one on
-    two cores. LP_NUM_THREADS=0 keeps Mesa's software rasteriser in the calling thread. A fixed
-    OpenBLAS kernel makes trajectories equal bit by bit across x86 processors.
-    """
-    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    fixed = dict.fromkeys(threads, "1") | {"LP_NUM_THREADS": "0", "PYTHONUNBUFFERED": "1"}
-    if platform.machine() in {"x86_64", "AMD64"}:
-        fixed["OPENBLAS_CORETYPE"] = "Haswell"
-    return {**base, **fixed}
-
-
 def _spawn(descriptors: list[int], output: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-c", _START, *map(str, descriptors)],
+        [sys.executable, "-c", _START, str(os.getpid()), *map(str, descriptors)],
         pass_fds=descriptors,
         stdin=subprocess.DEVNULL,
         stdout=output,

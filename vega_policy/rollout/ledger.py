@@ -35,6 +35,8 @@ FORMAT = 2
 """Version of the run directory's layout."""
 HEADER, ROWS, FAULTS, STARTS = "run.json", "ledger.jsonl", "faults.jsonl", "starts.jsonl"
 VIDEOS, GATES, TRACES = "videos", "gates", "traces"
+UNCHECKED = "preflight"
+"""Name of the warning that a start of the run was made without preflight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,8 @@ class RunHeader:
     """UTC time of the first start, ISO 8601."""
     commit: str = ""
     doctor: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Short form of the latest preflight: ``failed``, ``warnings`` (names), ``is_forced``."""
+    """What the preflights of all starts found: ``failed``, ``warnings`` (names), ``is_forced``.
+    Empty where none was made; where some starts went without, `UNCHECKED` is among the warnings."""
     format: int = FORMAT
 
     def disagreements(self, other: RunHeader) -> list[str]:
@@ -97,8 +100,11 @@ class Ledger:
             StorageFault: The disk refuses.
         """
         header = RunHeader(**json.loads(json.dumps(asdict(header))))
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handle = (run_dir / ROWS).open("ab")
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            handle = (run_dir / ROWS).open("ab")
+        except OSError as error:
+            raise storage_fault(error, run_dir) from error
         try:
             _lock(handle, run_dir)
             if (run_dir / HEADER).exists():
@@ -241,9 +247,12 @@ def read_rows(run_dir: Path) -> list[EpisodeResult]:
     for number, line in enumerate(lines, start=1):
         row = _parse(line)
         if row is None:
-            if number == len(lines):
+            if not line.endswith(b"\n"):
                 break
-            raise ContractError(f"{path} line {number} is damaged; remove the line, then resume")
+            raise ContractError(
+                f"{path} line {number} is damaged, or of a newer version; "
+                "remove the line, then resume"
+            )
         if job_of(row) in rows:
             raise ContractError(f"{path} line {number} repeats {row.name}; remove the line")
         rows[job_of(row)] = row
@@ -283,8 +292,8 @@ def _parse(line: bytes) -> EpisodeResult | None:
 def _cut_torn_line(path: Path) -> None:
     content = path.read_bytes()
     lines = content.splitlines(keepends=True)
-    if not lines or _parse(lines[-1]) is not None:
-        return
+    if not lines or lines[-1].endswith(b"\n"):
+        return  # a whole line that cannot be read was not cut short: `read_rows` refuses it
     log.warning("the last line of %s was cut short by a kill; its episode runs again", path)
     os.truncate(path, len(content) - len(lines[-1]))
 
@@ -311,7 +320,19 @@ def _continue(old: RunHeader, new: RunHeader, run_dir: Path) -> RunHeader:
         new,
         plans=[*old.plans, *(plan for plan in new.plans if plan not in old.plans)],
         created=old.created,
+        doctor=_united(old.doctor, new.doctor),
     )
+
+
+def _united(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Unite the verdicts of an earlier and a later start: the rows of both are counted."""
+    if not old and not new:
+        return {}
+    both = [*([] if old and new else [{"warnings": [UNCHECKED]}]), old, new]
+    return {
+        name: sorted({check for verdict in both for check in verdict.get(name, ())})
+        for name in ("failed", "warnings")
+    } | {"is_forced": any(verdict.get("is_forced") for verdict in both)}
 
 
 def _sync_folder(folder: Path) -> None:

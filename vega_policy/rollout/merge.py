@@ -97,9 +97,13 @@ def merge(sources: Sequence[Path], out: Path) -> Merged:
         done = {job_of(row) for row in ledger.rows}
     from vega_policy.rollout.report import write_report
 
+    try:
+        report = write_report(out)
+    except OSError as error:
+        raise storage_fault(error, out) from error
     return Merged(
         run_dir=out,
-        report=write_report(out),
+        report=report,
         n_rows=len(done),
         n_duplicates=n_duplicates,
         missing=tuple(job for job in planned(header) if job not in done),

@@ -209,8 +209,8 @@ def choose(
         )
     if repetitions < 1:
         problems.append(f"rollout.repetitions is {repetitions}; use at least 1")
-    if seed < 0:
-        problems.append(f"rollout.seed is {seed}; use 0 or a positive number")
+    if not 0 <= seed < 2**32:
+        problems.append(f"rollout.seed is {seed}; use 0 to {2**32 - 1}, what NumPy takes")
     part, n_parts = _shard(shard, problems)
     if problems:
         raise ContractError("; ".join(problems))

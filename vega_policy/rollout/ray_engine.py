@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vega_policy.rollout.engine import worker_environment
 from vega_policy.rollout.ledger import storage_fault
 from vega_policy.rollout.messages import Broken, Run, WorkerSettings
 from vega_policy.rollout.ray_actors import (
@@ -34,6 +33,7 @@ from vega_policy.rollout.schedule import (
 )
 from vega_policy.spec import ContractError, EnvFault, EpisodeResult, StorageFault
 from vega_policy.spec.files import write_atomic
+from vega_policy.spec.processes import worker_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -170,6 +170,13 @@ class _Session:
             max_task_retries=-1,  # Ray may ask again: an answer depends on nothing else
             scheduling_strategy="SPREAD",
         )
+        wanted = n_inference * self._cluster.gpus_per_inference
+        there = float(self._ray.cluster_resources().get("GPU", 0.0))
+        if wanted > there:
+            raise ContractError(
+                f"{n_inference} inference actors want {wanted:g} GPUs, the cluster has {there:g}; "
+                "lower rollout.inference_actors, or use device=cpu"
+            )
         self._inference = [
             inference.remote(self._make_policies, self._settings) for _ in range(n_inference)
         ]

@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +52,7 @@ from vega_policy.spec import (
     Simulator,
     StorageFault,
 )
+from vega_policy.spec.processes import end_with_parent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +62,10 @@ if TYPE_CHECKING:
     from vega_policy.spec import ActionChunk
 
 log = logging.getLogger(__name__)
+
+
+class LoopGone(Exception):
+    """The inference loop is gone; not an `EOFError`, which a simulator's file may raise too."""
 
 
 class Worker:
@@ -93,11 +96,11 @@ class Worker:
         """Play an episode and say how it went; after `Broken` the worker is of no more use.
 
         Raises:
-            EOFError, BrokenPipeError, ConnectionResetError: Nobody is there to ask.
+            LoopGone: Nobody is there to ask.
         """
         try:
             return Done(self.play(run.job, attempt=run.attempt))
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+        except LoopGone:
             raise
         except ContractError as error:
             return Broken(str(error), "contract")
@@ -318,20 +321,20 @@ class _Recorder:
         return {c: [round(float(np.mean(g[c])), 5) for g in gates] for c in cameras}
 
 
-def main(pipe_descriptor: int, board_descriptor: int) -> None:
+def main(parent: int, pipe_descriptor: int, board_descriptor: int) -> None:
     """Serve on an inherited pipe until told to stop or until the other side is gone."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
     # Ctrl-C reaches the whole process group; the inference loop decides when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    end_with_parent(parent)
     pipe: Connection[Any, Any] = Connection(pipe_descriptor)
     board = FrameBoard(board_descriptor)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with contextlib.suppress(LoopGone):
         try:
-            settings: WorkerSettings = pipe.recv()
+            settings: WorkerSettings = _hear(pipe)
         except (ImportError, AttributeError) as error:
             detail = f"the simulator cannot be imported in its process: {error}"
-            pipe.send(Broken(detail, "contract"))
+            _say(pipe, Broken(detail, "contract"))
             return
         _serve(pipe, board, settings)
 
@@ -342,35 +345,41 @@ def _serve(
     """Play what is asked for until told to stop.
 
     Raises:
-        EOFError, BrokenPipeError, ConnectionResetError: The inference loop is gone.
+        LoopGone: There is nobody to ask any more.
     """
 
     def ask(_job: Job, question: Ask) -> Answer | Faulted:
         seen = question.observation
         frames = board.write(seen.images)
-        pipe.send(Shown(frames, seen.proprio, seen.instruction, question.chunk_index))
-        match pipe.recv():
+        _say(pipe, Shown(frames, seen.proprio, seen.instruction, question.chunk_index))
+        match _hear(pipe):
             case Answer() | Faulted() as reply:
                 return reply
             case Run() | Stop() as other:
                 raise RuntimeError(f"asked for a chunk, got {other!r}")
 
     worker = Worker(settings=settings, ask=ask)
-    while isinstance(order := pipe.recv(), Run):
+    while isinstance(order := _hear(pipe), Run):
         said = worker.attempt(order)
-        pipe.send(said)
+        _say(pipe, said)
         if isinstance(said, Broken):
             return
     worker.close()
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent is gone, even while a simulator call hangs."""
-    parent = os.getppid()
+_Heard = TypeVar("_Heard")
+_GONE = (EOFError, BrokenPipeError, ConnectionResetError)
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _say(pipe: Connection[Any, Any], message: object) -> None:
+    try:
+        pipe.send(message)
+    except _GONE as error:
+        raise LoopGone from error
+
+
+def _hear(pipe: Connection[Any, _Heard]) -> _Heard:
+    try:
+        return pipe.recv()
+    except _GONE as error:
+        raise LoopGone from error

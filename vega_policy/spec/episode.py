@@ -80,6 +80,7 @@ class EpisodeResult:
     def from_json(cls, row: Mapping[str, Any]) -> EpisodeResult:
         """Read a row back; unknown fields of a newer version are ignored."""
         known: dict[str, Any] = {k: v for k, v in row.items() if k in cls.__dataclass_fields__}
-        known["key"] = EpisodeKey(**row["key"])
+        of_key = EpisodeKey.__dataclass_fields__
+        known["key"] = EpisodeKey(**{k: v for k, v in row["key"].items() if k in of_key})
         known["state_hashes"] = tuple(row.get("state_hashes", ()))
         return cls(**known)
