@@ -8,6 +8,7 @@ import ctypes
 import importlib
 import importlib.metadata
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,11 @@ def renderer(handle: Any) -> str:
     context.gl_ctx.make_current()
     name = GL.glGetString(GL.GL_RENDERER)
     return name.decode() if name else "unknown"
+
+
+def rasteriser(renderer: str) -> str:
+    """Return a GL renderer's name as far as it decides pixels: without llvmpipe's vector width."""
+    return re.sub(r", \d+ bits\)", "", renderer)
 
 
 def standalone_renderer() -> str:

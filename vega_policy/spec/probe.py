@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vega_policy.spec.check import Area, Check
+from vega_policy.spec.errors import ContractError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,18 +34,47 @@ def skipped(area: Area, name: str, why: str) -> Check:
     return Check(area=area, name=name, status="skipped", found=why)
 
 
-def run_probe(area: Area, name: str, probe: Callable[[], Check]) -> Check:
-    """Ask, and note the seconds; a probe that raises is a failed check, not the end of the rest."""
+def run_probe(
+    area: Area,
+    name: str,
+    probe: Callable[[], Check],
+    *,
+    fix: str = "repair what the message names, then ask again",
+) -> Check:
+    """Ask, and note the seconds; a probe that raises is a failed check, not the end of the rest.
+
+    Args:
+        area: Where the check belongs.
+        name: Its name, whatever the probe called it.
+        probe: Looks.
+        fix: What to do where it raises and does not say so itself, as a `ContractError` does.
+    """
     started = time.perf_counter()
     try:
         check = probe()
     except Exception as error:  # noqa: BLE001 - whatever foreign code raises is what was found
+        said, fix = _said(error, fix)
         check = Check(
             area=area,
             name=name,
             status="failed",
-            found=f"it cannot be asked: {type(error).__name__}: {error}",
+            found=f"it cannot be asked: {said}",
             expected="an answer",
-            fix="repair what the message names, then ask again",
+            fix=fix,
         )
-    return replace(check, wall_s=round(time.perf_counter() - started, 4))
+    wall_s = round(time.perf_counter() - started, 4)
+    return replace(check, area=area, name=name, wall_s=wall_s)
+
+
+def first_line(error: Exception) -> str:
+    """Return an error as a table can show it."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def _said(error: Exception, fix: str) -> tuple[str, str]:
+    """Return what an error says, and what to do; ours end with that, after a semicolon."""
+    if isinstance(error, ContractError):
+        what, _, to_do = str(error).rpartition("; ")
+        return (what, to_do) if what else (to_do, fix)
+    return first_line(error), fix
