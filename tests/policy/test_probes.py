@@ -1,14 +1,18 @@
 """Each probe fails on the policy that is broken in its way, and on no other."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AttentionInterface
 
+from vega_policy.policy import probes
 from vega_policy.policy.policy import VegaPolicy
-from vega_policy.policy.probes import checks
+from vega_policy.policy.probes import _image_path, checks
+from vega_policy.policy.processor import Processor
 from vega_policy.rollout.doctor import policy_checks
 from vega_policy.testing.tiny_policy import (
     tiny_config,
@@ -125,6 +129,11 @@ def test_the_statistics_of_another_suite_are_caught_where_its_own_are_there(obse
 
 def test_a_suite_the_policy_was_not_trained_on_is_a_warning(policy, observations):
     assert outcome(policy, observations, suite="libero_goal")[:2] == ([], ["statistics_key"])
+    table = np.float32([0, 0, 3, 0, 0, 0, 0, 0])
+    higher = [dataclasses.replace(o, proprio=o.proprio + table) for o in observations]
+    assert outcome(policy, higher)[0] == ["proprio_range"]
+    failed, warned, _ = outcome(policy, higher, suite="libero_goal")
+    assert (failed, warned) == ([], ["statistics_key", "proprio_range"])
 
 
 def test_identity_normalisation_is_caught(policy, observations, monkeypatch):
@@ -205,8 +214,6 @@ def test_a_data_set_with_normalised_quaternions_is_caught(policy, observations):
 
 
 def test_a_conversion_that_normalises_the_sign_is_caught(policy, observations, monkeypatch):
-    from vega_policy.policy import probes
-
     def flipped(quaternion):
         q = quaternion if quaternion[3] >= 0 else -quaternion
         return q[:3] * 2 * np.arccos(q[3]) / np.sqrt(1 - q[3] ** 2)
@@ -235,6 +242,40 @@ def test_a_crop_the_policy_was_not_trained_with_is_caught(policy, observations, 
     failed, _, said = outcome(policy, observations)
     assert failed == ["image_path"]
     assert "is cut off" in said
+
+
+def test_a_crop_behind_jpeg_does_not_see_the_border(policy, observations, monkeypatch):
+    """The order of the published evaluation: compress, resize, crop the centre."""
+    cut, levels = 3, probes._LEVELS
+
+    def published(image):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="JPEG", quality=95)
+        pixels = np.asarray(
+            Image.open(buffer).resize((4 * cut + 20,) * 2, Image.Resampling.LANCZOS)
+        )
+        centre = Image.fromarray(pixels[cut:-cut, cut:-cut])
+        side = policy.config.image_px
+        return torch.from_numpy(np.array(centre.resize((side, side)))).permute(2, 0, 1)
+
+    noise = np.random.default_rng(0)
+    large = [
+        dataclasses.replace(
+            o,
+            images={c: noise.integers(60, 200, (256, 256, 3)).astype(np.uint8) for c in o.images},
+        )
+        for o in observations
+    ]
+    monkeypatch.setattr(policy.processor, "_resize", published)
+    monkeypatch.setattr(policy.processor, "image_transform", "exact")
+    exact = dataclasses.replace(policy.config, image_transform="exact")
+    monkeypatch.setattr(type(policy), "config", exact)
+    assert _image_path(policy, large).status == "ok"
+    monkeypatch.setattr(probes, "_LEVELS", 0)  # the compression does carry something inwards
+    assert _image_path(policy, large).status == "failed"
+    monkeypatch.setattr(probes, "_LEVELS", levels)
+    monkeypatch.setattr(policy.processor, "_resize", Processor._resize.__get__(policy.processor))
+    assert "reaches a policy trained on its centre" in _image_path(policy, large).found
 
 
 def test_actions_far_outside_are_a_warning_and_absurd_ones_fail(policy, observations):
