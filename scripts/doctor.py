@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from hydra_cli import run
 from preflight import live_policy_checks, simulator_checks
-from rollout import build_policy, build_suite
+from rollout import FAKE_CHECKPOINT, build_policy, build_suite
 
 from vega_policy.rollout.doctor import Needs, Verdict, machine_checks
 from vega_policy.rollout.doctor.lines import line, summary
-from vega_policy.rollout.doctor.machine import SIMULATOR_GB, TOY_GB
-from vega_policy.spec import Check, ContractError, VegaError
+from vega_policy.rollout.doctor.machine import GB, SIMULATOR_GB, TOY_GB
+from vega_policy.spec import Check, CheckpointError, ContractError, VegaError
 from vega_policy.spec.check import Area
 from vega_policy.spec.files import write_atomic
 from vega_policy.spec.names import require_name
@@ -96,7 +96,9 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[str, Iterator[Check]]]:
             n_workers=config["rollout"]["workers"] or len(os.sched_getaffinity(0)),
             simulator_gb=TOY_GB if is_toy else SIMULATOR_GB,
             device=config["device"],
+            policy_gb=_weights_gb(config["checkpoint"]),
             n_episodes=config["episodes"],
+            has_video=config["rollout"]["video"] not in ("none", "false"),
             torch_threads=config["rollout"]["torch_threads"],
         )
         yield "machine", machine_checks(needs)
@@ -111,11 +113,28 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[str, Iterator[Check]]]:
         yield f"simulator, {config['depth']}", beside
 
 
+def _weights_gb(checkpoint: str) -> float:
+    """Return what the weights take; 0 for one that is not there, which the policy's part says."""
+    if checkpoint == FAKE_CHECKPOINT:
+        return 0.0
+    from vega_policy.policy.pretrained import resolve
+
+    try:
+        files = resolve(checkpoint).glob("*.safetensors")
+    except CheckpointError:
+        return 0.0
+    return sum(file.stat().st_size for file in files) / GB
+
+
 def _policy_checks(config: dict[str, Any]) -> Iterator[Check]:
     suite, make_simulator = build_suite(config["suite"])
     policy, defines = build_policy(config, suite)
     yield from live_policy_checks(
-        policy, suite=suite.name, camera_px=defines["camera_px"], make_simulator=make_simulator
+        policy,
+        suite=suite.name,
+        camera_px=defines["camera_px"],
+        make_simulator=make_simulator,
+        max_batch=config["rollout"]["max_batch"],
     )
 
 

@@ -17,15 +17,18 @@ from vega_policy.rollout.doctor import (
     Machine,
     Needs,
     Verdict,
+    keep,
     load_verdict,
     machine_checks,
     policy_checks,
     preflight,
     read_machine,
 )
+from vega_policy.rollout.doctor import machine as machine_of
 from vega_policy.rollout.doctor.lines import line, summary
 from vega_policy.rollout.doctor.machine import Gpu, parse_gpus
 from vega_policy.rollout.doctor.samples import load_samples, suites
+from vega_policy.rollout.ledger import Ledger, RunHeader, read_header
 from vega_policy.spec import CAMERAS, ActionChunk, ActionSpec, Check, ContractError, PolicyFault
 from vega_policy.testing.fake_policy import FakePolicy
 
@@ -90,12 +93,12 @@ class GlobalDraws(Sound):
 
 
 class Leaking(Sound):
-    """Normalises over the batch."""
+    """Answers everybody with the mean of the batch."""
 
     def act(self, batch, *, keys):
         chunks = super().act(batch, keys=keys)
         mean = np.mean([c.actions for c in chunks], axis=0)
-        return [dataclasses.replace(c, actions=(c.actions + mean) / 2) for c in chunks]
+        return [dataclasses.replace(c, actions=mean) for c in chunks]
 
 
 class Shut(Sound):
@@ -169,6 +172,22 @@ def test_exactly_the_probe_of_its_defect_fails(policy, failed, said, observation
     assert said in next(c.found for c in verdict.checks if c.name == failed)
 
 
+def test_rounding_in_a_batch_is_a_warning_and_one_at_a_time_no_question(observations):
+    class Rounding(Leaking):
+        def act(self, batch, *, keys):
+            alone = Sound.act(self, batch, keys=keys)
+            mixed = super().act(batch, keys=keys)
+            return [
+                dataclasses.replace(a, actions=a.actions + 0.04 * np.sign(m.actions - a.actions))
+                for a, m in zip(alone, mixed, strict=True)
+            ]
+
+    assert examine(Rounding(), observations).warnings == ["batch_invariance"]
+    alone = examine(Leaking(), observations, max_batch=1)
+    assert alone.word == "ok"
+    assert [c.name for c in alone.checks if c.status == "skipped"] == ["batch_invariance"]
+
+
 def test_a_saturated_gate_is_a_warning_that_names_the_stream(observations):
     verdict = examine(Shut(), observations)
     assert (verdict.failed, verdict.warnings) == ([], ["gate"])
@@ -234,7 +253,6 @@ GOOD = Machine(
     cpu_flags=frozenset({"avx2", "fma", "amx_bf16"}),
     environment={},
     has_memfd=True,
-    shared_memory=None,
     open_files=1024,
 )
 
@@ -272,7 +290,7 @@ def test_a_good_machine_passes(tmp_path):
             ["thread_variables"],
             "unset OPENBLAS_CORETYPE",
         ),
-        ({"has_memfd": False, "shared_memory": "no"}, ["shared_memory"], [], "--shm-size"),
+        ({"has_memfd": False}, ["shared_memory"], [], "seccomp"),
         ({"open_files": 200}, ["open_files"], [], "ulimit -n 4096"),
     ],
 )
@@ -311,7 +329,7 @@ def test_this_machine_can_be_read_and_nothing_stays_behind(tmp_path):
     assert machine.file_system == ""
     assert machine.available_gb > 0
     assert machine.cores >= 1
-    assert machine.has_memfd or machine.shared_memory is None
+    assert machine.has_memfd
 
 
 def test_a_folder_nobody_may_write_to_fails(tmp_path, monkeypatch):
@@ -323,9 +341,72 @@ def test_a_folder_nobody_may_write_to_fails(tmp_path, monkeypatch):
 
 
 def test_the_table_of_the_gpu_driver_is_read():
-    (gpu,) = parse_gpus("NVIDIA H200, 143771, 143000, 570.86.15\ngarbage\n")
+    (gpu,) = parse_gpus("NVIDIA H200, 143771, 143000, 570.86.15, GPU-1\ngarbage\n")
     assert (gpu.name, gpu.driver) == ("NVIDIA H200", "570.86.15")
     assert gpu.total_gb == pytest.approx(150.75, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, ["A", "B", "C"]),
+        ("2,0", ["C", "A"]),
+        ("GPU-bb", ["B"]),
+        ("1,7,0", ["B"]),
+        ("", []),
+        ("-1", []),
+    ],
+)
+def test_only_the_gpus_this_process_may_use_are_judged(visible, names):
+    table = "A, 100, 90, 1, GPU-aa\nB, 100, 90, 1, GPU-bb\nC, 100, 90, 1, GPU-cc\n"
+    assert [gpu.name for gpu in parse_gpus(table, visible=visible)] == names
+
+
+def test_a_gpu_nobody_can_be_asked_about_is_doubtful_only(tmp_path):
+    unknown = dataclasses.replace(GOOD, gpus=None)
+    verdict = judge_machine(tmp_path, unknown, device="cuda")
+    assert (verdict.failed, verdict.warnings) == ([], ["gpu"])
+    assert judge_machine(tmp_path, unknown).word == "ok"
+    unbuilt = dataclasses.replace(unknown, torch_cuda=None)
+    assert judge_machine(tmp_path, unbuilt, device="cuda").failed == ["gpu"]
+
+
+def test_simulators_wait_for_a_policy_on_the_same_cores_so_two_a_core_find_work(tmp_path):
+    bare = dataclasses.replace(GOOD, gpus=(), cores=2)
+    assert judge_machine(tmp_path, bare, n_workers=4).word == "ok"
+    assert judge_machine(tmp_path, bare, n_workers=5).warnings == ["cores"]
+    on_gpu = dataclasses.replace(GOOD, cores=2)
+    assert judge_machine(tmp_path, on_gpu, n_workers=4).warnings == ["cores"]
+    assert judge_machine(tmp_path, on_gpu, n_workers=4, device="cpu").word == "ok"
+
+
+def test_weights_and_episodes_take_room(tmp_path):
+    assert judge_machine(tmp_path, policy_gb=15.0).failed == ["memory"]
+    small = dataclasses.replace(GOOD, disk_free_gb=0.5)
+    assert judge_machine(tmp_path, small, n_episodes=2000).failed == ["disk_space"]
+    assert judge_machine(tmp_path, small, n_episodes=20).word == "ok"
+    without = judge_machine(tmp_path, small, n_episodes=1000, has_video=False)
+    assert without.failed == []
+    assert "1000 episodes without video" in next(
+        c.expected for c in without.checks if c.name == "disk_space"
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [
+        (".", ("memory.max", "memory.current", "inactive_file")),
+        ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+    ],
+)
+def test_a_checkpoint_in_the_page_cache_is_not_in_use(tmp_path, monkeypatch, folder, names):
+    limit, usage, forgettable = names
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / limit).write_text("20000000000\n")
+    (tmp_path / folder / usage).write_text("16000000000\n")
+    (tmp_path / folder / "memory.stat").write_text(f"anon 1\n{forgettable} 15000000000\n")
+    monkeypatch.setattr(machine_of, "_CGROUPS", tmp_path)
+    assert machine_of._container_memory() == (20.0, 1.0)
 
 
 # -- verdict --------------------------------------------------------------------------------------
@@ -362,6 +443,46 @@ def test_a_verdict_is_read_back_as_it_was_written(tmp_path):
     (tmp_path / "doctor.json").write_text('{"checks": [{')
     with pytest.raises(ContractError, match="is no verdict"):
         load_verdict(tmp_path)
+
+
+HEADER = RunHeader(defines={}, versions={}, plans=[], configuration={})
+
+
+def start(run_dir, verdict):
+    header = dataclasses.replace(HEADER, doctor={} if verdict is None else verdict.short)
+    with Ledger.open(run_dir, header):
+        keep(verdict, run_dir)
+    return read_header(run_dir).doctor, load_verdict(run_dir)
+
+
+def test_a_forced_start_stays_one_whatever_later_starts_find(tmp_path):
+    start(tmp_path, preflight([FINE, BAD, ODD], force=True))
+    mended = dataclasses.replace(BAD, status="ok", found="9 GB", fix="")
+    for _ in range(2):
+        doctor, verdict = start(tmp_path, preflight([FINE, mended], force=False))
+        assert doctor == {"failed": ["memory"], "warnings": ["gate"], "is_forced": True}
+        assert verdict.is_forced
+        assert (verdict.failed, verdict.warnings) == (["memory"], ["gate"])
+        assert [c.found for c in verdict.checks] == [
+            "2 chunks",
+            "9 GB",
+            "at an earlier start: 1 GB",
+            "at an earlier start: 0.99",
+        ]
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)])
+def test_a_start_without_preflight_is_noted_beside_one_with(tmp_path, order):
+    for is_checked in order:
+        doctor, verdict = start(tmp_path, Verdict((FINE,)) if is_checked else None)
+    assert doctor == {"failed": [], "warnings": ["preflight"], "is_forced": False}
+    assert verdict.warnings == ["preflight"]
+    assert "without preflight" in verdict.checks[-1].found
+
+
+def test_a_run_nobody_checked_has_no_verdict(tmp_path):
+    start(tmp_path, None)
+    assert start(tmp_path, None) == ({}, None)
 
 
 def test_lines_show_the_fix_only_where_there_is_something_to_do():
@@ -461,6 +582,21 @@ def test_a_simulator_that_kills_its_process_is_a_finding(composition, monkeypatc
     assert first == FINE
     assert (last.name, last.status) == ("simulator_process", "failed")
     assert "SIGSEGV" in last.found
+
+
+def test_a_simulator_that_hangs_is_a_finding(composition, monkeypatch):
+    hanging = (
+        "import json, time\n"
+        f"print('check:', json.dumps({FINE.to_json()!r}), flush=True)\n"
+        "time.sleep(600)"
+    )
+    monkeypatch.setattr(composition, "_CHECK_SIMULATOR", hanging)
+    monkeypatch.setattr(composition, "_SILENCE_S", {"cheap": 3.0})
+    with composition.simulator_checks("cheap") as found:
+        first, last = found
+    assert first == FINE
+    assert (last.name, last.status) == ("simulator_process", "failed")
+    assert "said nothing for 3 s" in last.found
 
 
 def test_a_simulator_nobody_waits_for_is_ended(composition, monkeypatch):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vega_policy.control import OpenLoop
+from vega_policy.rollout.doctor import keep
 from vega_policy.rollout.engine import LocalEngine
 from vega_policy.rollout.ledger import Ledger, RunHeader, job_of, storage_fault
 from vega_policy.rollout.messages import Missing, VideoMode, WorkerSettings
@@ -215,11 +216,10 @@ def evaluate(
     )
     run_dir = settings.run_dir
     with Ledger.open(run_dir, header) as ledger:
-        if verdict is not None:
-            try:
-                verdict.save(run_dir)
-            except OSError as error:
-                raise storage_fault(error, run_dir) from error
+        try:
+            keep(verdict, run_dir)
+        except OSError as error:
+            raise storage_fault(error, run_dir) from error
         todo = plan.remaining(map(job_of, ledger.rows))
         log.info(
             "%s: %d episodes to play, %d in the ledger, %d workers",
@@ -325,6 +325,7 @@ def made_with(header: RunHeader) -> dict[str, str]:
         "checkpoint_sha256": str(header.defines.get("checkpoint_sha256", "")),
         **header.versions,
         "cpu_class": str(header.host.get("cpu_class", "")),
+        "renderer": str(header.host.get("renderer", "")),
         "commit": header.commit,
     }
 

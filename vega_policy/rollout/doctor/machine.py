@@ -12,14 +12,14 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import shared_memory
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vega_policy.spec.probe import judge, run_probe, skipped
 
@@ -37,10 +37,17 @@ TOY_GB = 0.1
 """The same of a simulator from `vega_policy.testing`."""
 _MAIN_GB = 1.0
 """The main process without the policy's weights: torch, queues, the report."""
-_EPISODE_MB = 0.5
-"""Video, gate maps and trace of one episode at 128 px, generously."""
+_EPISODE_MB = 0.2
+"""Gate maps and trace of one episode, generously."""
+_VIDEO_MB = 0.3
+"""Its video at 128 px, generously."""
+_WORKERS_PER_CORE = 2
+"""While the policy computes on the same cores, its simulators wait; so more of them than cores
+find work: 4 on 2 cores 65 control steps/s, 2 on 2 cores 51 (256 px, the shipped checkpoint)."""
 _FILES_PER_WORKER = 32
 _SAMPLE_S = 0.25
+
+_CGROUPS = Path("/sys/fs/cgroup")
 
 _check = partial(judge, "machine")
 
@@ -58,6 +65,8 @@ class Needs:
     policy_gb: float = 0.0
     """Weights still to be loaded; 0 where the policy is in memory already."""
     n_episodes: int = 0
+    """Episodes still to be played."""
+    has_video: bool = True
     device: str | None = None
     """``cuda``, ``cpu``, or None for whatever there is."""
     torch_threads: int = 1
@@ -70,7 +79,8 @@ class Gpu:
     name: str
     total_gb: float
     free_gb: float
-    driver: str
+    driver: str = ""
+    """Its version; empty where torch was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +97,14 @@ class Machine:
     disk_free_gb: float | None
     file_system: str | None
     """What the run directory's file system cannot do; empty where all is well."""
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[Gpu, ...] | None
+    """Those this process may use; None where nobody can be asked: no nvidia-smi, no torch yet."""
     torch_cuda: str | None
     """CUDA version torch was built with; None where it was built without, or there is no torch."""
     architecture: str
     cpu_flags: frozenset[str] | None
     environment: Mapping[str, str]
     has_memfd: bool
-    shared_memory: str | None
-    """Why shared memory cannot be had; None where it can."""
     open_files: int
     """Soft limit of open files."""
 
@@ -129,12 +138,13 @@ def _memory(needs: Needs, machine: Machine) -> Check:
     wanted = needs.n_workers * needs.simulator_gb + needs.policy_gb + _MAIN_GB
     per_worker = max(needs.simulator_gb, 0.01)
     fit = max(int((machine.available_gb - needs.policy_gb - _MAIN_GB) / per_worker), 0)
-    fit = min(fit, machine.cores)
+    fit = min(fit, _most_workers(needs, machine))
+    weights = f", {needs.policy_gb:.1f} GB of weights" if needs.policy_gb else ""
     return _check(
         "memory",
         f"{machine.available_gb:.1f} GB available",
-        expected=f"{wanted:.1f} GB for {needs.n_workers} workers of {needs.simulator_gb:g} GB and "
-        "the policy",
+        expected=f"{wanted:.1f} GB for {needs.n_workers} workers of {needs.simulator_gb:g} GB"
+        f"{weights} and {_MAIN_GB:g} GB for the main process",
         fix=f"set rollout.workers={fit}, or end other programs"
         if fit
         else "end other programs: not even one worker fits",
@@ -144,16 +154,22 @@ def _memory(needs: Needs, machine: Machine) -> Check:
 
 
 def _cores(needs: Needs, machine: Machine) -> Check:
-    busy = needs.n_workers + needs.torch_threads
+    most = _most_workers(needs, machine)
     return _check(
         "cores",
         f"{machine.cores} cores for {needs.n_workers} workers and {needs.torch_threads} threads "
         "of the policy",
-        expected=f"at most {machine.cores} workers, and {machine.cores + 1} processes in all",
-        fix=f"set rollout.workers={machine.cores} and rollout.torch_threads=1; more take memory "
-        "and give nothing (3 workers on 2 cores: 65 steps/s, 2 workers: 73)",
-        is_warning=needs.n_workers > machine.cores or busy > machine.cores + 1,
+        expected=f"at most {most} workers, and {machine.cores} threads of the policy",
+        fix=f"set rollout.workers={most} and rollout.torch_threads=1; more take memory and give "
+        "nothing",
+        is_warning=needs.n_workers > most or needs.torch_threads > machine.cores,
     )
+
+
+def _most_workers(needs: Needs, machine: Machine) -> int:
+    """Return how many workers find work on these cores."""
+    is_on_gpu = needs.device != "cpu" and bool(machine.gpus) and machine.torch_cuda is not None
+    return machine.cores * (1 if is_on_gpu else _WORKERS_PER_CORE)
 
 
 def _load(needs: Needs, machine: Machine) -> Check:  # noqa: ARG001 - one signature for all
@@ -171,11 +187,13 @@ def _load(needs: Needs, machine: Machine) -> Check:  # noqa: ARG001 - one signat
 def _disk_space(needs: Needs, machine: Machine) -> Check:
     if machine.disk_free_gb is None:
         return skipped("machine", "disk_space", "the free space cannot be read here")
-    wanted = 0.2 + needs.n_episodes * _EPISODE_MB / 1e3
+    episode_mb = _EPISODE_MB + (_VIDEO_MB if needs.has_video else 0.0)
+    wanted = 0.2 + needs.n_episodes * episode_mb / 1e3
     return _check(
         "disk_space",
         f"{machine.disk_free_gb:.1f} GB free for {needs.run_dir}",
-        expected=f"{wanted:.1f} GB for {needs.n_episodes} episodes",
+        expected=f"{wanted:.1f} GB for {needs.n_episodes} episodes "
+        f"{'with' if needs.has_video else 'without'} video",
         fix="make room, choose another out_dir, or set rollout.video=none",
         is_failed=machine.disk_free_gb < wanted,
         is_warning=machine.disk_free_gb < 2 * wanted,
@@ -200,17 +218,19 @@ def _gpu(needs: Needs, machine: Machine) -> Check:
     }.get(needs.device or "", "a GPU with a torch built for CUDA, or neither")
     torch_says = f"torch is built {f'for CUDA {machine.torch_cuda}' if machine.torch_cuda else 'without CUDA'}"
     if not machine.gpus:
+        is_unknown = machine.gpus is None
         return _check(
             "gpu",
-            f"no NVIDIA GPU; {torch_says}",
+            f"{'no nvidia-smi to ask about a GPU' if is_unknown else 'no NVIDIA GPU'}; {torch_says}",
             expected=expected,
-            fix="set device=cpu, or install the driver",
-            is_failed=needs.device == "cuda",
+            fix="set device=cpu, or install the driver, and look at CUDA_VISIBLE_DEVICES",
+            is_failed=needs.device == "cuda" and not (is_unknown and machine.torch_cuda),
+            is_warning=needs.device == "cuda",
         )
     gpu = machine.gpus[0]
     found = (
-        f"{len(machine.gpus)} x {gpu.name}, {gpu.free_gb:.0f} of {gpu.total_gb:.0f} GB free, "
-        f"driver {gpu.driver}; {torch_says}"
+        f"{len(machine.gpus)} x {gpu.name}, {gpu.free_gb:.0f} of {gpu.total_gb:.0f} GB free; "
+        f"{f'driver {gpu.driver}; ' if gpu.driver else ''}{torch_says}"
     )
     is_unused = machine.torch_cuda is None
     is_full = gpu.free_gb < needs.policy_gb + 2.0
@@ -268,14 +288,12 @@ def _thread_variables(needs: Needs, machine: Machine) -> Check:
 
 
 def _shared_memory(needs: Needs, machine: Machine) -> Check:  # noqa: ARG001
-    ways = ["memfd"] if machine.has_memfd else []
-    ways += ["/dev/shm"] if machine.shared_memory is None else []  # noqa: S108 - a name to print
     return _check(
         "shared_memory",
-        f"{' and '.join(ways)} work" if ways else f"none: {machine.shared_memory}",
-        expected="memfd or /dev/shm, for the images between simulators and policy",
-        fix="give the container shared memory (docker run --shm-size=1g)",
-        is_failed=not ways,
+        "memfd works" if machine.has_memfd else "memfd_create is refused",
+        expected="memory without a name (memfd), for the images between simulators and policy",
+        fix="allow memfd_create in the container's seccomp profile; it needs Linux",
+        is_failed=not machine.has_memfd,
     )
 
 
@@ -313,13 +331,12 @@ def read_machine(run_dir: Path) -> Machine:
         others_busy=_busy_others(),
         disk_free_gb=free,
         file_system=_try_file_system(place),
-        gpus=_gpus(),
+        gpus=_gpus_of_torch() or _gpus(),
         torch_cuda=_torch_cuda(),
         architecture=platform.machine(),
         cpu_flags=_cpu_flags(),
         environment=dict(os.environ),
         has_memfd=_has_memfd(),
-        shared_memory=_try_shared_memory(),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     )
 
@@ -339,21 +356,32 @@ def _numbers_of(path: str, *, unit: float) -> dict[str, float]:
 
 
 def _container_memory() -> tuple[float | None, float | None]:
-    """Return limit and use of the control group in GB, of version 2 or 1."""
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    """Return limit and use of the control group in GB, of version 2 or 1.
+
+    Files that were read and may be forgotten, say a checkpoint, are not in use.
+    """
+    for folder, limit, usage, forgettable in (
+        (_CGROUPS, "memory.max", "memory.current", "inactive_file"),
+        (
+            _CGROUPS / "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
     ):
         with contextlib.suppress(OSError, ValueError):
-            root = Path("/sys/fs/cgroup")
-            return int((root / limit).read_text()) / GB, int((root / usage).read_text()) / GB
+            most, used = (int((folder / name).read_text()) for name in (limit, usage))
+            with contextlib.suppress(OSError, ValueError):
+                rows = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used -= next((int(row[1]) for row in rows if row[0] == forgettable), 0)
+            return most / GB, max(used, 0) / GB
     return None, None
 
 
 def _usable_cores() -> int:
     cores = len(os.sched_getaffinity(0))
     with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (_CGROUPS / "cpu.max").read_text().split()
         cores = min(cores, max(1, int(int(quota) / int(period))))
     return cores
 
@@ -404,14 +432,24 @@ def _try_file_system(place: Path) -> str | None:
     return ""
 
 
-def _gpus() -> tuple[Gpu, ...]:
+def _gpus_of_torch() -> tuple[Gpu, ...] | None:
+    """Ask torch about the GPU it uses, where a policy lies there already."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    name = torch.cuda.get_device_name()
+    return (Gpu(name=name, total_gb=total / GB, free_gb=free / GB),)
+
+
+def _gpus() -> tuple[Gpu, ...] | None:
     if shutil.which("nvidia-smi") is None:
-        return ()
+        return None
     try:
         answer = subprocess.run(
             [  # noqa: S607 - whichever the user has
                 "nvidia-smi",
-                "--query-gpu=name,memory.total,memory.free,driver_version",
+                "--query-gpu=name,memory.total,memory.free,driver_version,uuid",
                 "--format=csv,noheader,nounits",
             ],
             capture_output=True,
@@ -421,24 +459,40 @@ def _gpus() -> tuple[Gpu, ...]:
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         log.debug("nvidia-smi: %s", error)
-        return ()
-    return parse_gpus(answer)
+        return None
+    return parse_gpus(answer, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def parse_gpus(answer: str) -> tuple[Gpu, ...]:
-    """Read the table of nvidia-smi; rows it cannot describe are left out."""
-    found: list[Gpu] = []
+def parse_gpus(answer: str, *, visible: str | None = None) -> tuple[Gpu, ...]:
+    """Read the table of nvidia-smi; rows it cannot describe are left out.
+
+    Args:
+        answer: Name, MiB in all, MiB free, driver and UUID of one GPU a line.
+        visible: CUDA_VISIBLE_DEVICES: numbers, or beginnings of UUIDs; what follows a wrong one
+            is not used. None is all of them.
+    """
+    found: dict[str, Gpu] = {}
     for line in answer.strip().splitlines():
         parts = [part.strip() for part in line.split(",")]
         with contextlib.suppress(ValueError):
-            name, total, free, driver = parts
+            name, total, free, driver, uuid = parts
             mib = 2**20 / GB
-            found.append(
-                Gpu(
-                    name=name, total_gb=float(total) * mib, free_gb=float(free) * mib, driver=driver
-                )
+            found[uuid] = Gpu(
+                name=name, total_gb=float(total) * mib, free_gb=float(free) * mib, driver=driver
             )
-    return tuple(found)
+    if visible is None:
+        return tuple(found.values())
+    chosen: list[Gpu] = []
+    for word in (part.strip() for part in visible.split(",")):
+        fitting = [
+            gpu
+            for number, (uuid, gpu) in enumerate(found.items())
+            if word == str(number) or (word.startswith("GPU-") and uuid.startswith(word))
+        ]
+        if not fitting:
+            break
+        chosen.append(fitting[0])
+    return tuple(chosen)
 
 
 def _torch_cuda() -> str | None:
@@ -469,13 +523,3 @@ def _has_memfd() -> bool:
     except (OSError, AttributeError):
         return False
     return True
-
-
-def _try_shared_memory() -> str | None:
-    try:
-        block = shared_memory.SharedMemory(create=True, size=2**20)
-    except OSError as error:
-        return str(error)
-    block.close()
-    block.unlink()
-    return None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from vega_policy.rollout.ledger import UNCHECKED, read_header
 from vega_policy.spec import Check, ContractError
 from vega_policy.spec.files import write_atomic
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE = "doctor.json"
+_EARLIER = "at an earlier start: "
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,22 @@ class Verdict:
         checks = tuple(Check.from_json(row) for row in values["checks"])
         return cls(checks=checks, is_forced=bool(values.get("is_forced", False)))
 
+    def after(self, earlier: Verdict | None) -> Verdict:
+        """Return this verdict with what earlier starts of the run were told; their rows count too.
+
+        A failure or warning that came again is kept once, as it was found last.
+        """
+        if earlier is None:
+            return self
+        again = {(check.area, check.name, check.status) for check in self.checks}
+        kept = [
+            replace(check, found=f"{_EARLIER}{check.found.removeprefix(_EARLIER)}")
+            for check in earlier.checks
+            if check.status in ("failed", "warning")
+            and (check.area, check.name, check.status) not in again
+        ]
+        return Verdict((*self.checks, *kept), is_forced=self.is_forced or earlier.is_forced)
+
     def save(self, run_dir: Path) -> Path:
         """Write ``doctor.json`` atomically and return its path."""
         path = run_dir / FILE
@@ -80,6 +98,35 @@ def load_verdict(run_dir: Path) -> Verdict | None:
             f"{path} is no verdict ({type(error).__name__}: {error}); delete it, the next start "
             "of the run writes a new one"
         ) from error
+
+
+def keep(verdict: Verdict | None, run_dir: Path) -> None:
+    """Write what a start found into its run, beside what earlier starts found.
+
+    Args:
+        verdict: None for a start without preflight: it is noted where other starts had one.
+        run_dir: The run, open already, so that its header speaks of this start too.
+
+    Raises:
+        ContractError: The verdict of the earlier start is damaged.
+        OSError: The disk refuses.
+    """
+    whole = (verdict or Verdict(())).after(load_verdict(run_dir))
+    doctor = read_header(run_dir).doctor
+    if not doctor:
+        return
+    if UNCHECKED in doctor["warnings"] and UNCHECKED not in whole.warnings:
+        note = Check(
+            area="machine",
+            name=UNCHECKED,
+            status="warning",
+            found="a start of this run was made without preflight",
+            expected="every start looks first: rollout.preflight=true",
+            fix="nothing is known of those episodes; play them again under another name to quote "
+            "them",
+        )
+        whole = replace(whole, checks=(*whole.checks, note))
+    whole.save(run_dir)
 
 
 def preflight(checks: Iterable[Check], *, force: bool) -> Verdict:
