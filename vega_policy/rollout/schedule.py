@@ -45,7 +45,8 @@ class EngineSettings:
     n_workers: int
     """Simulator processes alive at a time."""
     max_batch: int = 16
-    """Observations answered in one call of the policy."""
+    """Observations answered in one call of the policy. On a GPU 1 makes rows independent of who was
+    asked together, to the last bit; on a CPU they are so anyway."""
     max_delay_ms: float = 5.0
     """Longest an observation waits for others to join its batch. A batch also goes as soon as
     every live worker is waiting."""
