@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import pytest
 
-from vega_policy.rollout.ledger import read_rows
+from vega_policy.rollout.ledger import read_header, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,6 +111,13 @@ def test_a_finished_run_is_not_played_again_and_can_be_extended(whole):
     again = play(run_dir.parent)
     assert json.loads(again.stdout.splitlines()[-1]) == result
     assert (run_dir / "ledger.jsonl").read_bytes() == before
+
+
+def test_the_whole_chunk_is_recorded_as_a_number_of_actions(whole):
+    run_dir, result, _ = whole
+    assert read_header(run_dir).defines["n_execute"] == 8
+    again = play(run_dir.parent, "rollout.n_execute=8")
+    assert json.loads(again.stdout.splitlines()[-1]) == result
 
 
 def test_simulator_processes_end_with_a_killed_script(tmp_path):

@@ -204,7 +204,8 @@ def evaluate(
             "seed": plan.seed,
             "starts": plan.starts,
             "max_steps": settings.max_steps,
-            "n_execute": settings.n_execute,
+            # Also where the whole chunk is meant: two checkpoints may have unequal ones.
+            "n_execute": settings.n_execute or action_spec.horizon,
         },
         versions=versions(),
         plans=[plan.to_json()],
