@@ -11,9 +11,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from vega_policy.rollout.compare import compare, pair_rows, perturbation_effects
+from vega_policy.rollout.compare import compare, pair_rows, seen, to_json
+from vega_policy.rollout.comparison_page import page
 from vega_policy.rollout.ledger import ROWS, Ledger, RunHeader
 from vega_policy.rollout.plan import Plan
+from vega_policy.rollout.statistics import wilson
 from vega_policy.spec import ContractError, EpisodeKey, EpisodeResult
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,13 +64,15 @@ def write_run(path, rows, *, n_planned=None, **settings):
         "n_execute": 8,
         "camera_px": 128,
     }
-    versions = {"mujoco": "2.3.7", "robosuite": "1.4.0", "torch": "2.13.0"}
+    versions = {"mujoco": "2.3.7", "robosuite": "1.4.0", "torch": "2.13.0", "libero": "0.1.1"}
     header = RunHeader(
         defines={**defines, **{k: v for k, v in settings.items() if k in defines}},
         versions={**versions, **{k: v for k, v in settings.items() if k in versions}},
         plans=[plan.to_json()],
         configuration={"checkpoint": path.name},
         created="2026-01-01",
+        commit=settings.get("commit", ""),
+        host={"renderer": settings.get("renderer", "osmesa")},
         doctor=settings.get("doctor", {}),
     )
     with Ledger.open(path, header) as ledger:
@@ -206,17 +210,14 @@ def test_perturbed_episodes_pair_with_their_clean_ones(tmp_path):
         row(30, "success", perturbation="wording-1"),
         *rows_of("--", arm="gate_clamped", perturbation="camera-2"),
     ]
-    camera, wording = perturbation_effects(rows)
-    assert (camera.arm, camera.perturbation, camera.n_unpaired) == ("full", "camera-2", 0)
-    assert camera.finding.difference == pytest.approx(-7 / 9)
-    assert (camera.perturbed.successes, camera.clean.successes) == (1, 8)
-    assert (wording.finding.difference, wording.n_unpaired) == (0, 1)
-    assert wording.finding.verdict == "not separated"
     write_run(tmp_path / "run", rows)
     result = result_of(play("run", "by=perturbation", cwd=tmp_path))
     assert result["n_pairs"] == 17
     assert any("part of up to 2 pairs" in note for note in result["notes"])
-    assert [p["difference"] for p in result["perturbations"]] == [pytest.approx(-7 / 9), 0]
+    camera, wording = result["perturbations"]
+    assert [camera["difference"], wording["difference"]] == [pytest.approx(-7 / 9), 0]
+    assert (camera["rate_a"], camera["rate_b"]) == (pytest.approx(1 / 9), pytest.approx(8 / 9))
+    assert wording["verdict"] == "not separated"
     assert result["unpaired"] == [{"side": "A", "n": 1, "why": "the clean episode was not played"}]
 
 
@@ -233,11 +234,16 @@ def test_a_side_may_have_a_run_per_suite(tmp_path):
 
 def test_settings_that_decide_results_are_refused_all_at_once_unless_forced(tmp_path):
     write_run(tmp_path / "a", rows_of("++++"))
-    other = {"camera_px": 256, "max_steps": 300, "mujoco": "3.3.0", "torch": "2.14.0"}
+    other = {"max_steps": 300, "mujoco": "3.3.0", "torch": "2.14.0", "renderer": "egl"}
     write_run(tmp_path / "b", rows_of("+-+-"), n_execute=4, **other)
     done = play("a", "b", cwd=tmp_path)
     assert done.returncode == 2
-    for part in ("camera_px: A has 128, B has 256", "max_steps", "n_execute", "version of mujoco"):
+    for part in (
+        "max_steps: A has None, B has 300",
+        "n_execute",
+        "version of mujoco",
+        "renderer: A has osmesa, B has egl",
+    ):
         assert part in done.stderr
     assert "torch" not in done.stderr
     assert "force=true" in done.stderr
@@ -247,8 +253,49 @@ def test_settings_that_decide_results_are_refused_all_at_once_unless_forced(tmp_
     assert result["is_forced"]
     assert len(result["disagreements"]) == 4
     assert any("torch: A has 2.13.0, B has 2.14.0" in note for note in result["notes"])
+    assert not any("renderer" in note for note in result["notes"])
     assert "FORCED" in forced.stdout
     assert "Forced." in (tmp_path / result["report"]).read_text()
+
+
+def test_what_comes_with_the_policy_or_decides_nothing_is_a_note(tmp_path):
+    """A checkpoint says how large its images are; an older run does not say what drew them."""
+    write_run(tmp_path / "a", rows_of("++++"), renderer="llvmpipe (LLVM 15.0.6, 256 bits)")
+    other = {"camera_px": 256, "libero": "0.2.0", "commit": "abc", "device": "cuda"}
+    write_run(tmp_path / "b", rows_of("++++"), renderer="llvmpipe (LLVM 15.0.6, 128 bits)", **other)
+    found = compare(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert found.disagreements == ()
+    assert {
+        "camera_px: A has 128, B has 256",
+        "version of libero: A has 0.1.1, B has 0.2.0",
+        "commit: A has none, B has abc",
+        "device: A has cpu, B has cuda",
+    } == set(found.notes)
+    write_run(tmp_path / "c", rows_of("++++"), renderer="")
+    old = compare(str(tmp_path / "c"), str(tmp_path / "a"))
+    assert "renderer: A has unknown, B has llvmpipe (LLVM 15.0.6)" in old.notes
+
+
+def test_intervals_of_rates_follow_alpha(tmp_path):
+    for name, outcomes in (("a", "+++++++-"), ("b", "++------")):
+        write_run(tmp_path / name, rows_of(outcomes))
+    usual, strict = (
+        compare(str(tmp_path / "a"), str(tmp_path / "b"), alpha=alpha) for alpha in (0.05, 0.01)
+    )
+    assert usual.total.a.interval == pytest.approx(wilson(7, 8, confidence=0.95))
+    for group in (strict.total, *strict.tasks.values()):
+        assert group.a.interval == pytest.approx(wilson(7, 8, confidence=0.99))
+        assert group.b.interval == pytest.approx(wilson(2, 8, confidence=0.99))
+
+
+def test_the_best_case_is_called_so(tmp_path):
+    write_run(tmp_path / "a", rows_of("++++++++++++++++++++"))
+    write_run(tmp_path / "b", rows_of("+++++++++++++++++++-"))
+    found = compare(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert "5 % end differently, as here, no difference is found in 80 %" in seen(found)
+    assert "one policy wins all of these" in seen(found)
+    assert to_json(found)["is_best_case"]
+    assert "at best" in page(found, folder=tmp_path)
 
 
 def test_other_starts_seeds_and_suites_are_refused(tmp_path):
@@ -321,6 +368,7 @@ def bad(tmp_path_factory):
         (["a=5", "b=6"], "there is no run 5"),
         (["plan", "runs/good"], "looks at no run"),
         (["plan", "difference=0.05", "discordant=0.01"], "at least that share"),
+        (["plan", "difference=0.96"], "no two success rates differ by 0.96"),
     ],
 )
 def test_bad_input_ends_the_script_with_what_to_do(bad, arguments, said):
@@ -368,6 +416,8 @@ def test_a_plan_answers_before_anything_is_run(tmp_path):
     assert result["detectable_unpaired"] > 0.04
     assert {row["pairs"] for row in result["table"]} > {50, 500, 2000}
     assert "a difference of 1.8 points is found in 80 % of comparisons" in done.stdout
+    assert " 15.4*" in done.stdout
+    assert "* at best" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

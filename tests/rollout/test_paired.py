@@ -9,6 +9,7 @@ from scipy.stats import binomtest, multinomial
 from vega_policy.rollout.paired import Pairs, difference_interval, holm, judge, mcnemar
 from vega_policy.rollout.power import (
     PlanSettings,
+    design_table,
     detectable_difference,
     exact_power,
     pairs_needed,
@@ -211,6 +212,37 @@ def test_the_verdict_follows_the_adjusted_p_value_and_never_says_equal():
     empty = findings[3]
     assert (empty.pairs.difference, empty.interval, empty.p_value) == (None, (-1, 1), 1)
     assert empty.detectable is None
+
+
+def test_no_difference_is_promised_that_the_discordant_pairs_do_not_allow():
+    design = plan(PlanSettings(pairs=50, discordant=0.01))
+    assert design.asked.is_best_case
+    said = design_table(design)
+    assert "of which 1 % end differently, no difference is found in 80 %" in said
+    assert "if 15.4 % end differently and one policy wins all of these" in said
+    for row in design.rows:
+        if not row.is_best_case and row.difference is not None:
+            assert row.difference <= row.discordant
+    assert "*" not in design_table(plan(PlanSettings(difference=0.02)))
+    finding = judge([("one lost", Pairs(n_both=49, n_a_only=1))])[0]
+    assert finding.is_best_case
+
+
+@pytest.mark.parametrize(
+    ("rate", "difference", "is_possible"),
+    [
+        (0.95, 0.96, False),
+        (0.95, 0.95, True),
+        (0.5, 0.4, True),
+        (0.3, 0.7, True),
+        (0.5, 0.6, False),
+    ],
+)
+def test_a_difference_needs_two_rates(rate, difference, is_possible):
+    settings = PlanSettings(rate=rate, difference=difference)
+    assert (settings.problems() == []) == is_possible
+    if is_possible:
+        assert plan(settings).asked.pairs > 0
 
 
 def test_a_plan_lists_every_problem():

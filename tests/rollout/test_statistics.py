@@ -1,9 +1,11 @@
 """Intervals are Wilson's, and tallies count what they say."""
 
+import dataclasses
+
 import pytest
 from scipy.stats import binomtest
 
-from vega_policy.rollout.statistics import summarise, wilson
+from vega_policy.rollout.statistics import groups, summarise, wilson
 from vega_policy.rollout.table import table
 from vega_policy.spec import EpisodeKey, EpisodeResult
 
@@ -46,3 +48,22 @@ def test_faults_count_as_episodes_without_success():
     assert "1 / 2" in lines[2]
     assert "0 / 0" in lines[3]
     assert "1 / 3" in lines[-1]
+
+
+def test_groups_come_as_asked_with_clean_episodes_of_the_full_arm_first():
+    def of(arm, perturbation, state=0):
+        key = EpisodeKey("s", 0, state, perturbation)
+        return dataclasses.replace(row(0, state, "success", 1), key=key, arm=arm)
+
+    rows = [of("b", "x"), of("full", "y"), of("full", "none", 1), of("full", "none", 0)]
+    found = groups(rows, asked=[("full", "z"), ("full", "y"), ("full", "none"), ("b", "none")])
+    assert list(found) == [
+        ("full", "none"),
+        ("full", "z"),
+        ("full", "y"),
+        ("b", "none"),
+        ("b", "x"),
+    ]
+    assert [r.key.init_state_id for r in found["full", "none"]] == [0, 1]
+    assert found["full", "z"] == []
+    assert list(groups(rows)) == [("full", "none"), ("full", "y"), ("b", "x")]

@@ -17,22 +17,26 @@ from vega_policy.rollout.paired import Finding, Pairs, judge
 from vega_policy.rollout.plan import CLEAN
 from vega_policy.rollout.power import PlanSettings
 from vega_policy.rollout.sides import (
-    POLICY_VERSIONS,
+    NOTED_DEFINES,
     Side,
     disagreements,
+    is_noted_version,
     listed,
     paths,
     read_sides,
     refusal,
+    renderers,
 )
 from vega_policy.rollout.statistics import Tally, tally
-from vega_policy.rollout.table import p_text, points, ranges
-from vega_policy.spec import FULL_ARM, ContractError, EpisodeKey, EpisodeResult
+from vega_policy.rollout.table import p_text, points, ranges, sensitivity
+from vega_policy.spec import ContractError, EpisodeKey, EpisodeResult
 from vega_policy.spec.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
+
+    from vega_policy.rollout.ledger import RunHeader
 
 RESULT = "comparison.json"
 K = TypeVar("K")
@@ -97,53 +101,6 @@ class Comparison:
     """What a reader should know before believing it."""
     alpha: float
     power: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerturbationEffect:
-    """What a perturbation does to the success rate of one arm."""
-
-    arm: str
-    perturbation: str
-    finding: Finding
-    """A is perturbed, B is clean: a negative difference is a loss."""
-    perturbed: Tally
-    clean: Tally
-    """Over the same episodes."""
-    n_unpaired: int
-    """Perturbed episodes without a clean one, not counted."""
-
-
-def perturbation_effects(
-    rows: Iterable[EpisodeResult], *, alpha: float = 0.05, power: float = 0.8
-) -> list[PerturbationEffect]:
-    """Pair every perturbed episode with the clean one of the same key, arm by arm.
-
-    Holm's adjustment is over the perturbations of an arm. Empty where nothing was perturbed or
-    nothing clean was played.
-
-    Args:
-        rows: Of one run, or of several with the same settings.
-        alpha: See `judge`.
-        power: See `judge`.
-    """
-    everything = list(rows)
-    effects: list[PerturbationEffect] = []
-    for arm in sorted({r.arm for r in everything}, key=lambda arm: (arm != FULL_ARM, arm)):
-        pairs, lonely = pair_with_clean([r for r in everything if r.arm == arm])
-        without = Counter(row.key.perturbation for row in lonely)
-        effects += [
-            PerturbationEffect(
-                arm=arm,
-                perturbation=name,
-                finding=group.finding,
-                perturbed=group.a,
-                clean=group.b,
-                n_unpaired=without[name],
-            )
-            for name, group in _by_perturbation(pairs, alpha=alpha, power=power).items()
-        ]
-    return effects
 
 
 def pair_rows(
@@ -272,7 +229,7 @@ def headline(comparison: Comparison) -> str:
         f"{finding.verdict}: A - B is {points(pairs.difference)} points over {pairs.n} pairs of "
         f"{shown.of}, {100 * (1 - shown.alpha):g} % interval {points(low)} to {points(high)}, "
         f"exact McNemar p {p_text(finding.p_value, sign='= ')}.",
-        sensitivity(comparison),
+        seen(comparison),
     ]
     lines += [
         f"unpaired: {len(u.names)} of {u.side}, {u.why} "
@@ -288,22 +245,14 @@ def headline(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def sensitivity(comparison: Comparison) -> str:
+def seen(comparison: Comparison) -> str:
     """Say which differences this comparison could have missed."""
     finding = comparison.total.finding
-    n, share = finding.pairs.n, finding.pairs.discordant or 0.0
-    if finding.detectable is None:
-        return f"{n} pairs are too few to separate any two policies with {100 * comparison.power:g} % power."
-    found = f"{points(finding.detectable, signed=False)} points"
-    often = f"{100 * comparison.power:g} % of comparisons"
-    if finding.detectable > share:
-        return (
-            f"{n} pairs find a difference of {found} in {often} at best: too few end differently "
-            f"here ({100 * share:.1f} %) for a smaller one to be found as often."
-        )
-    return (
-        f"{n} pairs of which {100 * share:.1f} % end differently, as here, find a difference of "
-        f"{found} in {often}; smaller ones are missed more often."
+    return sensitivity(
+        finding.pairs.n,
+        discordant=finding.pairs.discordant or 0.0,
+        detectable=finding.detectable,
+        power=comparison.power,
     )
 
 
@@ -349,6 +298,7 @@ def _numbers(group: Group) -> dict[str, Any]:
         "p_adjusted": finding.p_adjusted,
         "verdict": finding.verdict,
         "detectable": finding.detectable,
+        "is_best_case": finding.is_best_case,
     }
 
 
@@ -381,7 +331,11 @@ def _groups(
         power=power,
     )
     return {
-        key: Group(finding=finding, a=tally([p.a for p in part]), b=tally([p.b for p in part]))
+        key: Group(
+            finding=finding,
+            a=tally([p.a for p in part], confidence=1 - alpha),
+            b=tally([p.b for p in part], confidence=1 - alpha),
+        )
         for (key, part), finding in zip(parts.items(), findings, strict=True)
     }
 
@@ -499,24 +453,30 @@ def _notes(
 def _differences_of_policies(a: Side, b: Side, pairs: Sequence[EpisodePair]) -> list[str]:
     """List what else sets the policies apart, or that nothing does."""
 
-    def both(get: Callable[[Mapping[str, Any], Mapping[str, Any]], object]) -> list[set[str]]:
-        return [
-            {str(get(run.header.defines, run.header.versions)) for run in side.runs}
-            for side in (a, b)
-        ]
+    def both(get: Callable[[RunHeader], object]) -> list[set[str]]:
+        return [{str(get(run.header)) for run in side.runs} for side in (a, b)]
 
     notes: list[str] = []
-    ours, theirs = both(lambda defines, _: defines.get("checkpoint_sha256"))
+    ours, theirs = both(lambda header: header.defines.get("checkpoint_sha256"))
     if ours == theirs and a.arm == b.arm:
         notes.append("both sides are the same checkpoint and arm")
-    found = {"device": both(lambda defines, _: defines.get("device"))}
-    for name in POLICY_VERSIONS:
-        found[f"version of {name}"] = both(lambda _, versions, name=name: versions.get(name))
+    found = {
+        name: both(lambda header, name=name: header.defines.get(name)) for name in NOTED_DEFINES
+    }
+    found["commit"] = both(lambda header: header.commit or "none")
+    present = {name for side in (a, b) for run in side.runs for name in run.header.versions}
+    for name in sorted(filter(is_noted_version, present)):
+        found[f"version of {name}"] = both(
+            lambda header, name=name: header.versions.get(name, "unknown")
+        )
+    found["renderer"] = [renderers(side.runs) for side in (a, b)]
+    if all(found["renderer"]):
+        del found["renderer"]  # A difference is among the disagreements then.
     found["processor"] = [
         {str(row.made_with.get("cpu_class", "")) for row in rows} for rows in _columns(pairs)
     ]
     notes += [
-        f"{name}: A has {listed(of_a)}, B has {listed(of_b)}"
+        f"{name}: A has {listed(of_a) or 'unknown'}, B has {listed(of_b) or 'unknown'}"
         for name, (of_a, of_b) in found.items()
         if of_a != of_b
     ]

@@ -11,9 +11,10 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from vega_policy.rollout import figures
 from vega_policy.rollout.page import STYLE
 from vega_policy.rollout.plan import CLEAN
-from vega_policy.rollout.report.markup import OUTCOMES, jpeg, plain_table
+from vega_policy.rollout.report.markup import OUTCOMES, jpeg, plain_table, typeset
 from vega_policy.rollout.table import p_text, points
 from vega_policy.rollout.video import first_frame
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vega_policy.rollout.compare import Comparison, EpisodePair, Group
-    from vega_policy.rollout.paired import Finding
     from vega_policy.rollout.sides import Side
     from vega_policy.rollout.statistics import Tally
     from vega_policy.spec import EpisodeResult
@@ -30,16 +30,12 @@ if TYPE_CHECKING:
 PAGE = "comparison.html"
 MAX_SHOWN = 24
 """Pairs whose videos are shown side by side; the videos of all are linked."""
-_WIDTH, _MARGIN = 300, 16
-_LIMITS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-"""How far the axis of a plot may reach to either side."""
 _STYLE = """
 .results th, .results td { padding-left: 10px; padding-right: 10px; }
 .results td.judged { white-space: normal; line-height: 1.3; min-width: 128px; }
 .results .plot-cell { min-width: 190px; }
 .results tfoot .small { font-weight: 450; }
 .versus > div { background: var(--card); }
-.grid.zero { stroke: var(--soft); stroke-width: 1.4; }
 .finding { font-weight: 600; } .finding.unknown { color: var(--soft); font-weight: 450; }
 .versus { display: grid; grid-template-columns: 1fr 1fr; gap: 2px; background: var(--line); }
 .headline .finding { font-size: 17px; margin: 10px 0 2px; }
@@ -104,12 +100,12 @@ def page(comparison: Comparison, *, folder: Path) -> str:
 
 
 def _head(shown: Comparison) -> str:
-    from vega_policy.rollout.compare import sensitivity
+    from vega_policy.rollout.compare import seen
 
     finding, pairs = shown.total.finding, shown.total.finding.pairs
-    limit = _limit([finding])
+    limit = figures.difference_limit([finding])
     facts = [
-        (str(pairs.n), f"pairs of {shown.of}"),
+        (str(pairs.n), f"pairs of {escape(shown.of)}"),
         (_rate(shown.total.a), f"A succeeds, {_interval(shown.total.a)}"),
         (_rate(shown.total.b), f"B succeeds, {_interval(shown.total.b)}"),
         (str(pairs.n_a_only), "won by A alone"),
@@ -117,7 +113,7 @@ def _head(shown: Comparison) -> str:
         (p_text(finding.p_value), "p, exact McNemar"),
     ]
     cells = "".join(
-        f'<div class="fact"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+        f'<div class="fact"><b>{escape(value)}</b><span>{label}</span></div>'
         for value, label in facts
     )
     banner = ""
@@ -142,17 +138,18 @@ def _head(shown: Comparison) -> str:
 <p class="soft">A is <b>{escape(shown.a.label)}</b>, B is <b>{escape(shown.b.label)}</b>; every
 difference is A minus B, in percentage points.</p><nav>{nav}</nav></header>
 <section class="hero"><div class="card headline">
-<div class="rate">{escape(points(pairs.difference))}<small>&thinsp;points</small></div>
+<div class="rate">{typeset(points(pairs.difference))}<small>&thinsp;points</small></div>
 <p class="finding">{escape(finding.verdict)}</p>
-<p class="soft">{100 * (1 - shown.alpha):g} % interval {points(low)} to {points(high)}</p>
-{_bar(finding, limit, is_total=True)}{_axis(limit)}
-<p class="soft small">{escape(sensitivity(shown))}</p></div>
+<p class="soft">{100 * (1 - shown.alpha):g} % interval {typeset(points(low))} to
+{typeset(points(high))}</p>
+{figures.difference_bar(finding, limit=limit, is_total=True)}{figures.difference_axis(limit)}
+<p class="soft small">{typeset(seen(shown))}</p></div>
 <div class="card facts">{cells}</div></section>{banner}"""
 
 
 def _results(shown: Comparison) -> str:
     findings = [g.finding for g in (*shown.tasks.values(), shown.total)]
-    limit = _limit(findings)
+    limit = figures.difference_limit(findings)
     lines = "".join(
         f'<tr><td class="number soft">{escape(f"{suite} " if shown.suites else "")}{number}</td>'
         f'<td class="words">{escape(group.finding.name)}</td>{_cells(group, limit)}</tr>'
@@ -168,7 +165,7 @@ def _results(shown: Comparison) -> str:
 def _family(anchor: str, title: str, what: str, groups: Mapping[str, Group]) -> str:
     if not groups:
         return ""
-    limit = _limit([g.finding for g in groups.values()])
+    limit = figures.difference_limit(g.finding for g in groups.values())
     lines = "".join(
         f"<tr><td>{escape(name)}</td>{_cells(group, limit)}</tr>" for name, group in groups.items()
     )
@@ -179,7 +176,7 @@ def _family(anchor: str, title: str, what: str, groups: Mapping[str, Group]) -> 
 
 def _heads(limit: float) -> str:
     return f"""<th class="number">A</th><th class="number">B</th><th class="number">won by<br>A : B
-alone</th><th class="plot-cell">&larr; B better &nbsp; points &nbsp; A better &rarr;{_axis(limit)}</th>
+alone</th><th class="plot-cell">&larr; B better &nbsp; points &nbsp; A better &rarr;{figures.difference_axis(limit)}</th>
 <th class="number">A minus B</th><th class="number">p, Holm</th><th>verdict</th>"""
 
 
@@ -187,20 +184,23 @@ def _cells(group: Group, limit: float, *, is_total: bool = False) -> str:
     finding = group.finding
     pairs = finding.pairs
     low, high = finding.interval
+    difference = (points(pairs.difference), f"{points(low)} to {points(high)}")
     kind = " unknown" if finding.verdict == "not separated" else ""
     verdict = f'<span class="finding{kind}">{finding.verdict}</span>'
+    drawn = figures.difference_bar(finding, limit=limit, is_total=is_total)
     adjusted = p_text(finding.p_value if is_total else finding.p_adjusted)
     alone = "" if is_total else f"alone {p_text(finding.p_value)}"
     seen = (
         "too few pairs"
         if finding.detectable is None
-        else f"detectable {points(finding.detectable, signed=False)}"
+        else f"{'at best' if finding.is_best_case else 'detectable'} "
+        f"{points(finding.detectable, signed=False)}"
     )
     return (
         f'<td class="number">{_count(group.a)}</td><td class="number">{_count(group.b)}</td>'
         f'<td class="number">{pairs.n_a_only} : {pairs.n_b_only}</td>'
-        f'<td class="plot-cell">{_bar(finding, limit, is_total=is_total)}</td>'
-        f'<td class="number">{_two(points(pairs.difference), f"{points(low)} to {points(high)}")}'
+        f'<td class="plot-cell">{drawn}</td>'
+        f'<td class="number">{_two(*map(typeset, difference))}'
         f'</td><td class="number">{_two(escape(adjusted), escape(alone))}</td>'
         f'<td class="judged">{_two(verdict, seen)}</td>'
     )
@@ -331,7 +331,9 @@ def _notes(shown: Comparison) -> str:
         "interval that just leaves out 0 may stand beside “not separated”.",
         f"Detectable is the difference that as many pairs find in {100 * shown.power:g} % of "
         "comparisons, with the share of pairs that end differently here; per row after the "
-        "adjustment for all rows.",
+        "adjustment for all rows. “At best”: that share is too small for any difference to be "
+        "found as often; this one would be if more pairs ended differently and one policy won all "
+        "of them.",
         "A policy fault (the policy raised, or answered with an invalid chunk) is an episode "
         "without success. An episode whose simulator broke has no row and no pair.",
         "The pairs speak for these tasks and initial states. They know nothing of other training "
@@ -370,57 +372,10 @@ def _side(name: str, side: Side, folder: Path) -> str:
     return f'<div class="card">{tables}</div>'
 
 
-def _bar(finding: Finding, limit: float, *, is_total: bool = False) -> str:
-    """Draw a difference as a dot on its interval, with a line where there is none."""
-    low, high = (_x(v, limit) for v in finding.interval)
-    kind = "task" if finding.verdict == "not separated" else "total"
-    grid = "".join(
-        f'<line class="grid{"" if v else " zero"}" x1="{_x(v, limit)}" x2="{_x(v, limit)}" '
-        'y1="0" y2="26"/>'
-        for v in _ticks(limit)
-    )
-    ends = "".join(
-        f'<line class="whisker {kind}" x1="{x}" x2="{x}" y1="9" y2="17"/>' for x in (low, high)
-    )
-    dot = (
-        f'<circle class="dot {kind}" cx="{_x(finding.difference, limit)}" cy="13" '
-        f'r="{6.5 if is_total else 5.5}"/>'
-        if finding.pairs.n
-        else ""
-    )
-    line = f'<line class="whisker {kind}" x1="{low}" x2="{high}" y1="13" y2="13"/>'
-    return (
-        f'<svg class="interval" viewBox="0 0 {_WIDTH} 26" role="img" aria-label="difference '
-        f'{points(finding.difference)} points">{grid}{line}{ends}{dot}</svg>'
-    )
-
-
-def _axis(limit: float) -> str:
-    labels = "".join(
-        f'<text x="{_x(v, limit)}" y="13" text-anchor="middle">{f"{100 * v:+g}" if v else "0"}</text>'
-        for v in _ticks(limit)
-    )
-    return f'<svg class="interval axis" viewBox="0 0 {_WIDTH} 18" role="img">{labels}</svg>'
-
-
-def _ticks(limit: float) -> tuple[float, ...]:
-    return (-limit, -limit / 2, 0.0, limit / 2, limit)
-
-
-def _limit(findings: Iterable[Finding]) -> float:
-    """Return how far the axis reaches so that every interval fits."""
-    widest = max(abs(v) for f in findings for v in f.interval)
-    return next(limit for limit in _LIMITS if widest <= limit)
-
-
-def _x(difference: float, limit: float) -> float:
-    return round(_WIDTH / 2 + difference / limit * (_WIDTH / 2 - _MARGIN), 1)
-
-
 def _rate(tally: Tally) -> str:
     return "-" if tally.rate is None else f"{100 * tally.rate:.1f} %"
 
 
 def _interval(tally: Tally) -> str:
     low, high = tally.interval
-    return f"{100 * low:.0f} - {100 * high:.0f} %"
+    return typeset(f"{100 * low:.0f} - {100 * high:.0f} %")

@@ -6,16 +6,19 @@ import math
 from html import escape
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from vega_policy.rollout.table import points
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from vega_policy.rollout.paired import Finding
     from vega_policy.rollout.statistics import Tally
 
 LINES = ("line-a", "line-b", "line-c")
 """Classes of the lines of a plot, in order."""
 
 _WIDTH = 300
-_MARGIN = 14
+_MARGIN = 18
 
 
 def interval_bar(tally: Tally, total: Tally, *, is_total: bool = False) -> str:
@@ -50,30 +53,46 @@ def interval_axis() -> str:
     return f"{svg(_WIDTH, 18, 'interval axis')}{labels}</svg>"
 
 
-def difference_bar(
-    difference: float, interval: tuple[float, float], *, is_total: bool = False
-) -> str:
-    """Draw a difference of rates in -1 to 1 as a dot on its interval, over a line at zero."""
-    parts = [svg(_WIDTH, 26, "interval")]
+def difference_bar(finding: Finding, *, limit: float = 1.0, is_total: bool = False) -> str:
+    """Draw a difference of rates as a dot on its interval, over a line at zero.
+
+    Args:
+        finding: What to draw; without pairs there is no dot.
+        limit: How far the axis reaches to either side.
+        is_total: Draw it larger.
+    """
+    said = f"difference {points(finding.difference)} points"
+    parts = [svg(_WIDTH, 26, "interval", label=said)]
+    places = [(v, _dx(v, limit)) for v in _difference_ticks(limit)]
     parts += [
-        f'<line class="{"zero" if v == 0 else "grid"}" x1="{_dx(v)}" x2="{_dx(v)}" y1="0" y2="26"/>'
-        for v in _DIFFERENCE_TICKS
+        f'<line class="{"grid" if v else "zero"}" x1="{x}" x2="{x}" y1="0" y2="26"/>'
+        for v, x in places
     ]
-    a, b = (_dx(v) for v in interval)
-    kind = "total" if is_total else "task"
+    a, b = (_dx(v, limit) for v in finding.interval)
+    kind = "task" if finding.verdict == "not separated" else "total"
     parts.append(f'<line class="whisker {kind}" x1="{a}" x2="{b}" y1="13" y2="13"/>')
     parts += [f'<line class="whisker {kind}" x1="{x}" x2="{x}" y1="9" y2="17"/>' for x in (a, b)]
-    parts.append(f'<circle class="dot {kind}" cx="{_dx(difference)}" cy="13" r="5.5"/></svg>')
-    return "".join(parts)
+    if finding.pairs.n:
+        parts.append(
+            f'<circle class="dot {kind}" cx="{_dx(finding.difference, limit)}" cy="13" '
+            f'r="{6.5 if is_total else 5.5}"/>'
+        )
+    return "".join(parts) + "</svg>"
 
 
-def difference_axis() -> str:
+def difference_axis(limit: float = 1.0) -> str:
     """Draw the axis that goes above a column of `difference_bar`."""
     labels = "".join(
-        f'<text x="{_dx(v)}" y="13" text-anchor="middle">{_signed(v)}</text>'
-        for v in _DIFFERENCE_TICKS
+        f'<text x="{_dx(v, limit)}" y="13" text-anchor="middle">{_signed(v)}</text>'
+        for v in _difference_ticks(limit)
     )
     return f"{svg(_WIDTH, 18, 'interval axis')}{labels}</svg>"
+
+
+def difference_limit(findings: Iterable[Finding]) -> float:
+    """Return how far an axis has to reach so that every interval fits on it."""
+    widest = max(abs(v) for f in findings for v in f.interval)
+    return next(limit for limit in _LIMITS if widest <= limit)
 
 
 def line_plot(
@@ -109,8 +128,8 @@ def line_plot(
         f'<text x="{px(x):.1f}" y="{height - bottom + 15}" text-anchor="middle">{x:.0f}</text>'
         for x in nice(0, x_end, 6)[0]
     ]
-    for kind, (_, points) in zip(LINES, series.items(), strict=False):
-        path = " ".join(f"{px(i * x_step):.1f},{py(v):.1f}" for i, v in enumerate(points))
+    for kind, values in zip(LINES, series.values(), strict=False):
+        path = " ".join(f"{px(i * x_step):.1f},{py(v):.1f}" for i, v in enumerate(values))
         parts.append(f'<polyline class="{kind}" points="{path}"/>')
     parts.append(f'<text x="{left}" y="11">{y_label}</text>')
     parts.append(
@@ -120,19 +139,24 @@ def line_plot(
 
 
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_DIFFERENCE_TICKS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+_LIMITS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+"""Round ends of an axis of differences."""
 
 
 def _x(share: float) -> float:
     return round(_MARGIN + share * (_WIDTH - 2 * _MARGIN), 1)
 
 
-def _dx(difference: float) -> float:
-    return _x((1 + difference) / 2)
+def _difference_ticks(limit: float) -> tuple[float, ...]:
+    return (-limit, -limit / 2, 0.0, limit / 2, limit)
+
+
+def _dx(difference: float, limit: float) -> float:
+    return _x((1 + difference / limit) / 2)
 
 
 def _signed(difference: float) -> str:
-    return f"{100 * difference:+.0f}".replace("-", "\u2212") if difference else "0"
+    return f"{100 * difference:+g}".replace("-", "\u2212") if difference else "0"
 
 
 def svg(width: int, height: int, kind: str, *, label: str = "", is_fixed: bool = False) -> str:

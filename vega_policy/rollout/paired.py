@@ -91,6 +91,11 @@ class Finding:
         """Success rate of A minus that of B; 0 without pairs."""
         return self.pairs.difference or 0.0
 
+    @property
+    def is_best_case(self) -> bool:
+        """Whether ``detectable`` needs more discordant pairs than there were, won by one alone."""
+        return self.detectable is not None and self.detectable > (self.pairs.discordant or 0.0)
+
 
 def judge(
     groups: Sequence[tuple[str, Pairs]], *, alpha: float = 0.05, power: float = 0.8

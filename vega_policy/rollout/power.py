@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from vega_policy.rollout.table import aligned, points
+from vega_policy.rollout.table import aligned, points, sensitivity
 from vega_policy.spec import ContractError
 
 PAIRS = (50, 100, 200, 500, 1000, 2000, 5000)
@@ -65,7 +65,21 @@ class PlanSettings:
                 for d in _as_list(self.discordant)
                 if d < self.difference
             ]
+        if not found and self.difference is not None and self.partner is None:
+            found.append(
+                f"no two success rates differ by {self.difference} where one of them is "
+                f"{self.rate}; write a rate of at least {self.difference} or at most "
+                f"{1 - self.difference:.3g}"
+            )
         return found
+
+    @property
+    def partner(self) -> float | None:
+        """Success rate of the other policy: the lower one where that is one; None without any."""
+        if self.difference is None or self.rate >= self.difference:
+            return self.rate - (self.difference or 0.0)
+        higher = self.rate + self.difference
+        return higher if higher <= 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +89,18 @@ class DesignRow:
     pairs: int
     discordant: float
     difference: float | None
-    """What is found with the wanted power; None where nothing is."""
+    """What is found with the wanted power; None where nothing is. More than ``discordant`` is the
+    best case: so many pairs end differently, and one policy wins them all."""
     power: float
     """How often that difference is found, by the exact test."""
     unpaired: float | None
     """The difference that as many unpaired episodes per policy find or, where the difference was
     given, how many of these it takes."""
+
+    @property
+    def is_best_case(self) -> bool:
+        """Whether the difference needs more discordant pairs than ``discordant``."""
+        return self.difference is not None and self.difference > self.discordant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +128,7 @@ class Design:
                 "pairs": row.pairs,
                 "discordant": row.discordant,
                 "detectable": row.difference,
+                "is_best_case": row.is_best_case,
                 unpaired: row.unpaired,
             }
 
@@ -178,41 +199,47 @@ def design_table(design: Design) -> str:
         return "\n".join([aligned(head, lines, [], words=(0,)), "", f"{answer} ({level})"])
     shares = sorted({r.discordant for r in design.rows})
     unpaired = {r.pairs: r.unpaired for r in design.rows}
-    found = {(r.pairs, r.discordant): r.difference for r in design.rows}
+    rows = {(r.pairs, r.discordant): r for r in design.rows}
+    mark = "*" if any(r.is_best_case for r in design.rows) else ""
     head = (
         "pairs",
-        *(f"{100 * s:.3g} %" for s in shares),
+        *(f"{100 * s:.3g} %" + " " * len(mark) for s in shares),
         f"unpaired near {100 * settings.rate:g} %",
     )
     lines = [
         (
             f"{n:,}",
-            *(points(found[n, s], signed=False) for s in shares),
+            *(
+                points(rows[n, s].difference, signed=False)
+                + (mark if rows[n, s].is_best_case else " " * len(mark))
+                for s in shares
+            ),
             points(unpaired[n], signed=False),
         )
         for n in sorted(unpaired)
     ]
-    seen = points(asked.difference, signed=False)
-    answer = (
-        f"With {asked.pairs:,} pairs of which {share} end differently, "
-        + (
-            f"a difference of {seen} points is found in {often} of comparisons"
-            if asked.difference is not None
-            else f"no difference is found in {often} of comparisons"
-        )
-        + (
-            f"; unpaired it takes {points(asked.unpaired, signed=False)}."
-            if asked.unpaired is not None
-            else "."
-        )
+    answer = sensitivity(
+        asked.pairs,
+        discordant=asked.discordant,
+        detectable=asked.difference,
+        power=settings.power,
+        as_here=False,
     )
+    if asked.unpaired is not None:
+        answer += (
+            f" As many episodes that are not paired find {points(asked.unpaired, signed=False)}."
+        )
     if settings.difference is not None:
         answer += (
             f"\nA difference of {points(settings.difference, signed=False)} points would be found "
             f"in {100 * asked.power:.0f} % of them."
         )
     title = "smallest difference found, in points, by share of pairs that end differently"
-    return "\n".join([title, aligned(head, lines, []), "", f"{answer} ({level})"])
+    best = (
+        "* at best: if so many pairs end differently, more than the column says, and one wins all"
+    )
+    starred = [best] if mark else []
+    return "\n".join([title, aligned(head, lines, []), *starred, "", f"{answer} ({level})"])
 
 
 def _row_for_pairs(n: int, discordant: float, settings: PlanSettings) -> DesignRow:
@@ -236,16 +263,16 @@ def _row_for_pairs(n: int, discordant: float, settings: PlanSettings) -> DesignR
 def _row_for_difference(difference: float, discordant: float, settings: PlanSettings) -> DesignRow:
     alpha = settings.alpha / settings.tests
     n = pairs_needed(difference, discordant=discordant, alpha=alpha, power=settings.power)
-    # The lower rate is the usual partner: above 1 there is none.
-    partner = (
-        settings.rate - difference if settings.rate > difference else settings.rate + difference
-    )
+    if settings.partner is None:  # `PlanSettings.problems` says so before.
+        raise ValueError(f"no success rate is {difference} away from {settings.rate}")
     return DesignRow(
         pairs=n,
         discordant=discordant,
         difference=difference,
         power=exact_power(n, difference=difference, discordant=discordant, alpha=alpha),
-        unpaired=unpaired_needed(settings.rate, partner, alpha=alpha, power=settings.power),
+        unpaired=unpaired_needed(
+            settings.rate, settings.partner, alpha=alpha, power=settings.power
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +16,22 @@ if TYPE_CHECKING:
 
     from vega_policy.rollout.plan import Job
 
-POLICY_DEFINES = ("checkpoint_sha256", "device", "unnorm_key")
+NOTED_DEFINES = ("device", "camera_px")
+"""What of a run's definition comes with the policy and is worth a note where it differs: a
+checkpoint says how large its images are."""
+POLICY_DEFINES = ("checkpoint_sha256", "unnorm_key", *NOTED_DEFINES)
 """What of a run's definition belongs to the policy: it may differ, that is what is compared."""
 POLICY_VERSIONS = ("vega-policy", "torch", "transformers", "diffusers", "numpy")
 """Libraries that compute the policy; a difference is noted. Those of the simulator must agree."""
+
+
+def is_noted_version(name: str) -> bool:
+    """Tell whether another version of a library is a note and no disagreement.
+
+    LIBERO is among them: its scenes and starts are the same in every release, and a start that is
+    not the same is found by its state.
+    """
+    return name in POLICY_VERSIONS or "libero" in name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,22 +205,37 @@ def disagreements(a: Side, b: Side) -> list[str]:
         ours = [run.header for run in a.runs if run.suite == suite]
         theirs = [run.header for run in b.runs if run.suite == suite]
         where = f" ({suite})" if len(suites_a | suites_b) > 1 else ""
-        for label, of_a, of_b, apart in (
-            ("", [h.defines for h in ours], [h.defines for h in theirs], POLICY_DEFINES),
-            (
-                "version of ",
-                [h.versions for h in ours],
-                [h.versions for h in theirs],
-                POLICY_VERSIONS,
-            ),
+        for label, of_a, of_b in (
+            ("", [h.defines for h in ours], [h.defines for h in theirs]),
+            ("version of ", [h.versions for h in ours], [h.versions for h in theirs]),
         ):
-            names = sorted({n for values in (*of_a, *of_b) for n in values} - {*apart, "suite"})
+            names = sorted({n for values in (*of_a, *of_b) for n in values})
             for name in names:
+                if name in (*POLICY_DEFINES, "suite") or (label and is_noted_version(name)):
+                    continue
                 in_a, in_b = ({repr(v.get(name)) for v in values} for values in (of_a, of_b))
                 if len(in_a | in_b) > 1:
                     found.append(
                         f"{label}{name}{where}: A has {listed(in_a)}, B has {listed(in_b)}"
                     )
+        in_a, in_b = (
+            renderers([run for run in side.runs if run.suite == suite]) for side in (a, b)
+        )
+        if in_a and in_b and len(in_a | in_b) > 1:
+            found.append(f"renderer{where}: A has {listed(in_a)}, B has {listed(in_b)}")
+    return found
+
+
+def renderers(runs: Iterable[Run]) -> set[str]:
+    """Return what drew the images of runs; empty where no run recorded it.
+
+    llvmpipe names how wide its vectors are, which no pixel depends on.
+    """
+    found: set[str] = set()
+    for run in runs:
+        host = run.header.host
+        names = (part.get("renderer") for part in (host, *host.get("merged", ())))
+        found |= {re.sub(r", \d+ bits", "", str(name)) for name in names if name}
     return found
 
 

@@ -1,4 +1,4 @@
-"""How sure a success rate is: Wilson intervals, per task and in total. Standard library only."""
+"""How sure a success rate is: Wilson intervals, per task and in total."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
+from vega_policy.rollout.plan import CLEAN
 from vega_policy.spec import FULL_ARM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vega_policy.spec import EpisodeResult
+
+Group = tuple[str, str]
+"""Arm and perturbation: what is counted together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,8 @@ class Tally:
     """Episodes in which the policy raised or returned an invalid chunk; they count as episodes
     without success."""
     interval: tuple[float, float]
-    """95 % Wilson interval of the success rate; (0, 1) where there is no episode."""
+    """Wilson interval of the success rate, at 95 % if not said otherwise; (0, 1) where there is no
+    episode."""
     mean_steps_success: float | None
     """Control steps of the successful episodes; None where there is none."""
     mean_steps: float | None
@@ -68,26 +73,42 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, 
     return (low, high)
 
 
-def tally(results: Sequence[EpisodeResult]) -> Tally:
-    """Count episodes."""
+def tally(results: Sequence[EpisodeResult], *, confidence: float = 0.95) -> Tally:
+    """Count episodes; ``confidence`` is that of the interval."""
     won = [r for r in results if r.outcome == "success"]
     return Tally(
         episodes=len(results),
         successes=len(won),
         policy_faults=sum(r.outcome == "policy_fault" for r in results),
-        interval=wilson(len(won), len(results)),
+        interval=wilson(len(won), len(results), confidence=confidence),
         mean_steps_success=fmean(r.n_steps for r in won) if won else None,
         mean_steps=fmean(r.n_steps for r in results) if results else None,
     )
 
 
-def groups(results: Iterable[EpisodeResult]) -> dict[tuple[str, str], list[EpisodeResult]]:
-    """Part rows by (arm, perturbation): what is counted together; the clean full arm comes first."""
-    parts: dict[tuple[str, str], list[EpisodeResult]] = {}
+def group_of(row: EpisodeResult) -> Group:
+    """Return what a row is counted with."""
+    return (row.arm, row.key.perturbation)
+
+
+def groups(
+    results: Iterable[EpisodeResult], *, asked: Iterable[Group] = ()
+) -> dict[Group, list[EpisodeResult]]:
+    """Part rows into what is counted together; the clean episodes of the full arm come first.
+
+    Args:
+        results: The rows of a ledger; within a group they come in the order of their keys.
+        asked: Groups that are there even without a row, and in this order; others follow by name.
+    """
+    parts: dict[Group, list[EpisodeResult]] = {group: [] for group in asked}
+    n_asked = len(parts)
     for row in results:
-        parts.setdefault((row.arm, row.key.perturbation), []).append(row)
-    order = sorted(parts, key=lambda g: (g[0] != FULL_ARM, g[0], g[1] != "none", g[1]))
-    return {group: parts[group] for group in order}
+        parts.setdefault(group_of(row), []).append(row)
+    names = list(parts)
+    names = [*names[:n_asked], *sorted(names[n_asked:])]
+    arms = list(dict.fromkeys(arm for arm, _ in names))
+    names.sort(key=lambda g: (g[0] != FULL_ARM, arms.index(g[0]), g[1] != CLEAN))
+    return {group: sorted(parts[group], key=lambda row: row.key) for group in names}
 
 
 def summarise(results: Iterable[EpisodeResult], *, task_ids: Iterable[int] = ()) -> Summary:

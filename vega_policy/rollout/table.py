@@ -74,17 +74,51 @@ def aligned(
     return "\n".join([row(head), rule, *map(row, lines), *footer])
 
 
+def percent(share: float) -> str:
+    """Write percent with a decimal unless it is 0 or 100."""
+    return f"{100 * share:.0f}" if share in (0.0, 1.0) else f"{100 * share:.1f}"
+
+
 def percent_range(tally: Tally) -> str:
-    """Return the interval as text, in percent."""
+    """Write the interval of a rate in percent."""
     low, high = tally.interval
-    return f"{100 * low:.1f} - {100 * high:.1f} %"
+    return f"{percent(low)} - {percent(high)} %" if tally.episodes else "-"
 
 
 def points(share: float | None, *, signed: bool = True) -> str:
-    """Write a difference of shares in percentage points."""
+    """Write a difference of shares in percentage points; nothing has no sign."""
     if share is None:
         return "-"
-    return f"{100 * share:+.1f}" if signed else f"{100 * share:.1f}"
+    return f"{100 * share:+.1f}" if signed and share else f"{100 * share:.1f}"
+
+
+def sensitivity(
+    n: int, *, discordant: float, detectable: float | None, power: float, as_here: bool = True
+) -> str:
+    """Say which difference pairs find, and that it is the best case where it is.
+
+    Args:
+        n: Pairs.
+        discordant: Share of them that end differently.
+        detectable: See `vega_policy.rollout.power.detectable_difference`.
+        power: How often it is found.
+        as_here: The share was seen and not assumed.
+    """
+    often = f"{100 * power:g} % of comparisons"
+    if detectable is None:
+        return f"With {n:,} pairs no difference, however large, is found in {often}."
+    share = f"{100 * discordant:.3g} % end differently{', as here,' if as_here else ','}"
+    found = f"{points(detectable, signed=False)} points"
+    if detectable > discordant:
+        return (
+            f"With {n:,} pairs of which {share} no difference is found in {often}. At best one of "
+            f"{found} is found as often: if {100 * detectable:.1f} % end differently and one "
+            "policy wins all of these."
+        )
+    return (
+        f"With {n:,} pairs of which {share} a difference of {found} is found in {often}; smaller "
+        "ones are missed more often."
+    )
 
 
 def p_text(p: float, *, sign: str = "") -> str:

@@ -13,10 +13,10 @@ from vega_policy.rollout.report.markup import (
     arm_words,
     group_words,
     perturbation_words,
-    points,
     scrolled,
+    typeset,
 )
-from vega_policy.rollout.table import p_text
+from vega_policy.rollout.table import p_text, points, sensitivity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -68,16 +68,13 @@ def _compared(run: Run, first: str, other: str, number: int) -> str:
 def _sentence(run: Run, total: Finding, first: str, other: str) -> str:
     pairs = total.pairs
     low, high = total.interval
-    detectable = (
-        "Pairs like these find no difference reliably, however large."
-        if total.detectable is None
-        else f"Pairs like these find a difference of {100 * total.detectable:.0f} points in 80&nbsp;% of "
-        "experiments, and miss smaller ones more often."
+    found = sensitivity(
+        pairs.n, discordant=pairs.discordant or 0.0, detectable=total.detectable, power=0.8
     )
-    return f"""<p><b>{points(pairs.difference or 0.0)} points</b>, 95&nbsp;% interval {points(low)} to
-{points(high)}: {escape(arm_words(first))} {pairs.successes_a} of {pairs.n}, {escape(arm_words(other))}
+    return f"""<p><b>{typeset(points(pairs.difference))} points</b>, 95&nbsp;% interval
+{typeset(points(low))} to {typeset(points(high))}: {escape(arm_words(first))} {pairs.successes_a} of {pairs.n}, {escape(arm_words(other))}
 {pairs.successes_b} of {pairs.n} ({escape(group_words((first, run.main[1])).partition(",")[0])}).
-The two are {total.verdict.partition(":")[0]} (p {escape(p_text(total.p_value, sign="= "))}). {detectable}</p>"""
+The two are {total.verdict.partition(":")[0]} (p {escape(p_text(total.p_value, sign="= "))}). {typeset(found)}</p>"""
 
 
 def _table(
@@ -115,12 +112,10 @@ def _cells(finding: Finding, *, is_total: bool = False) -> str:
 
 def difference_cells(finding: Finding, *, is_total: bool = False) -> str:
     """Write plot, difference, adjusted p value and verdict of a finding, a cell each."""
-    drawn = figures.difference_bar(
-        finding.pairs.difference or 0.0, finding.interval, is_total=is_total
-    )
+    drawn = figures.difference_bar(finding, is_total=is_total)
     return (
         f'<td class="plot-cell">{drawn}</td>'
-        f'<td class="number">{points(finding.pairs.difference or 0.0)}</td>'
+        f'<td class="number">{typeset(points(finding.difference))}</td>'
         f'<td class="number">{escape(p_text(finding.p_adjusted))}</td>'
         f"<td>{verdict_mark(finding)}</td>"
     )

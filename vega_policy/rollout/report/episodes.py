@@ -15,8 +15,7 @@ from vega_policy.rollout.report.markup import (
     perturbation_words,
     start_words,
 )
-from vega_policy.rollout.report.reading import group_of
-from vega_policy.rollout.statistics import tally
+from vega_policy.rollout.statistics import group_of, tally
 from vega_policy.rollout.video import CHUNK_FPS, first_frame
 from vega_policy.spec import FULL_ARM
 

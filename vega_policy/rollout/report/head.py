@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from vega_policy.rollout import figures
 from vega_policy.rollout.plan import CLEAN
-from vega_policy.rollout.report.markup import group_words, percent, steps
+from vega_policy.rollout.report.markup import group_words, steps
 from vega_policy.rollout.report.timing import percentile, policy_ms, steps_per_s
+from vega_policy.rollout.table import percent
 from vega_policy.spec import FULL_ARM
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vega_policy.rollout.report.reading import Group
-    from vega_policy.rollout.statistics import Tally
+    from vega_policy.rollout.statistics import Group
 
 OUTCOMES = {"success": "success", "failure": "failure", "policy_fault": "policy fault"}
 ARMS = {FULL_ARM: "full policy", "gate_clamped": "gate clamped"}
@@ -56,20 +55,10 @@ def start_words(row: EpisodeResult) -> str:
     return f"{kind} {row.key.init_state_id}{again}"
 
 
-def percent(share: float) -> str:
-    """Return percent with a decimal unless it is 0 or 100."""
-    return f"{100 * share:.0f}" if share in (0.0, 1.0) else f"{100 * share:.1f}"
-
-
-def percent_range(tally: Tally) -> str:
-    """Return the interval of a rate."""
-    low, high = tally.interval
-    return f"{percent(low)} &ndash; {percent(high)} %" if tally.episodes else "-"
-
-
-def points(difference: float) -> str:
-    """Return a difference of rates in percentage points, with its sign."""
-    return f"{100 * difference:+.1f}".replace("-", "&minus;") if difference else "0.0"
+def typeset(text: str) -> str:
+    """Return text with numbers as HTML: the dash of a range, the minus of a sign, "80 %" whole."""
+    dashed = escape(text).replace(" - ", " &ndash; ").replace("-", "&minus;")
+    return dashed.replace(" %", "&nbsp;%")
 
 
 def steps(mean: float | None) -> str:

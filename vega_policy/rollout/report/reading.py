@@ -18,11 +18,8 @@ from vega_policy.rollout.ledger import (
     task_names,
 )
 from vega_policy.rollout.plan import CLEAN, SAMPLED_START, Job
-from vega_policy.rollout.statistics import Summary, summarise
+from vega_policy.rollout.statistics import Group, Summary, groups, summarise
 from vega_policy.spec import FULL_ARM, EpisodeResult
-
-Group = tuple[str, str]
-"""Arm and perturbation: what is counted together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,28 +81,17 @@ def read(run_dir: Path) -> Run:
     }
     names |= {r.key.task_id: f"task {r.key.task_id}" for r in rows if r.key.task_id not in names}
     jobs, done = planned(header), [job_of(row) for row in rows]
-    asked = list(dict.fromkeys((job.arm, job.key.perturbation) for job in [*jobs, *done]))
-    asked.sort(key=lambda group: (group[0] != FULL_ARM, group[1] != CLEAN))
-    groups = {g: sorted((r for r in rows if group_of(r) == g), key=_place) for g in asked}
+    parts = groups(rows, asked=((job.arm, job.key.perturbation) for job in jobs))
     known = set(done)
     return Run(
         path=run_dir.resolve(),
         header=header,
         rows=rows,
-        groups=groups,
-        summary=summarise(next(iter(groups.values()), []), task_ids=names),
+        groups=parts,
+        summary=summarise(next(iter(parts.values()), []), task_ids=names),
         faults=read_faults(run_dir),
         starts=read_starts(run_dir),
         names=names,
         missing=[job for job in jobs if job not in known],
         verdict=load_verdict(run_dir),
     )
-
-
-def group_of(row: EpisodeResult) -> Group:
-    """Return what a row is counted with."""
-    return (row.arm, row.key.perturbation)
-
-
-def _place(row: EpisodeResult) -> Any:  # noqa: ANN401 - something that sorts
-    return row.key

@@ -10,11 +10,12 @@ from vega_policy.rollout.plan import Job
 from vega_policy.rollout.report.markup import (
     OUTCOMES,
     group_words,
-    percent_range,
     scrolled,
     start_words,
     steps,
+    typeset,
 )
+from vega_policy.rollout.table import percent_range
 
 if TYPE_CHECKING:
     from vega_policy.rollout.report.reading import Run
@@ -54,7 +55,7 @@ def _tally_cells(tally: Tally) -> str:
         f'<td class="number">{cell}</td>'
         for cell in (
             f"{tally.successes} / {tally.episodes}",
-            percent_range(tally),
+            typeset(percent_range(tally)),
             steps(tally.mean_steps_success),
             steps(tally.mean_steps),
         )

@@ -11,11 +11,12 @@ from vega_policy.rollout.plan import CLEAN
 from vega_policy.rollout.report.arms import added, difference_cells, paired
 from vega_policy.rollout.report.markup import (
     arm_words,
-    percent_range,
     perturbation_words,
     scrolled,
+    typeset,
 )
 from vega_policy.rollout.statistics import Tally, tally
+from vega_policy.rollout.table import percent_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,5 +97,5 @@ def _line(name: str, found: Tally, clean: Tally | None, finding: Finding | None)
         f'<tr><td class="words">{escape(perturbation_words(name))}</td>'
         f'<td class="plot-cell">{figures.interval_bar(found, against, is_total=is_clean)}</td>'
         f'<td class="number">{found.successes} / {found.episodes}</td>'
-        f'<td class="number">{percent_range(found)}</td>{rest}</tr>'
+        f'<td class="number">{typeset(percent_range(found))}</td>{rest}</tr>'
     )
