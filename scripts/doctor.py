@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from hydra_cli import run
 from preflight import live_policy_checks, simulator_checks
-from rollout import FAKE_CHECKPOINT, build_policy, build_suite
+from rollout import build_policy, build_suite
 
 from vega_policy.rollout.doctor import Needs, Verdict, machine_checks
 from vega_policy.rollout.doctor.lines import line, summary
 from vega_policy.rollout.doctor.machine import GB, SIMULATOR_GB, TOY_GB
-from vega_policy.spec import Check, CheckpointError, ContractError, VegaError
+from vega_policy.rollout.evaluate import default_workers
+from vega_policy.spec import Check, ContractError, VegaError
 from vega_policy.spec.check import Area
 from vega_policy.spec.files import write_atomic
 from vega_policy.spec.names import require_name
@@ -93,7 +94,7 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[str, Iterator[Check]]]:
     if "machine" in areas:
         needs = Needs(
             run_dir=Path(config["out_dir"]),
-            n_workers=config["rollout"]["workers"] or len(os.sched_getaffinity(0)),
+            n_workers=config["rollout"]["workers"] or default_workers(config["rollout"]["engine"]),
             simulator_gb=TOY_GB if is_toy else SIMULATOR_GB,
             device=config["device"],
             policy_gb=_weights_gb(config["checkpoint"]),
@@ -114,16 +115,8 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[str, Iterator[Check]]]:
 
 
 def _weights_gb(checkpoint: str) -> float:
-    """Return what the weights take; 0 for one that is not there, which the policy's part says."""
-    if checkpoint == FAKE_CHECKPOINT:
-        return 0.0
-    from vega_policy.policy.pretrained import resolve
-
-    try:
-        files = resolve(checkpoint).glob("*.safetensors")
-    except CheckpointError:
-        return 0.0
-    return sum(file.stat().st_size for file in files) / GB
+    """Return what a checkpoint's weights take; those that ship are too small to count."""
+    return sum(file.stat().st_size for file in Path(checkpoint).glob("*.safetensors")) / GB
 
 
 def _policy_checks(config: dict[str, Any]) -> Iterator[Check]:

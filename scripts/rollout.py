@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from datetime import datetime
 from functools import partial
@@ -19,7 +18,7 @@ from hydra_cli import run
 
 from vega_policy.rollout.doctor import Needs, Verdict, preflight
 from vega_policy.rollout.doctor.machine import SIMULATOR_GB, TOY_GB
-from vega_policy.rollout.evaluate import RolloutSettings, evaluate, prepare
+from vega_policy.rollout.evaluate import RolloutSettings, default_workers, evaluate, prepare
 from vega_policy.rollout.ledger import job_of, read_rows
 from vega_policy.rollout.plan import SuiteInfo, TaskInfo
 from vega_policy.rollout.provenance import checkpoint_sha256
@@ -121,7 +120,7 @@ def look_first(
         camera_px=camera_px,
         needs=Needs(
             run_dir=settings.run_dir,
-            n_workers=settings.workers or len(os.sched_getaffinity(0)),
+            n_workers=settings.workers or default_workers(settings.engine),
             simulator_gb=TOY_GB if is_toy else SIMULATOR_GB,
             device=config["device"],
             torch_threads=config["rollout"]["torch_threads"],

@@ -27,6 +27,40 @@ def plunging_actions(n: int) -> np.ndarray:
     return actions
 
 
+def draw_only_what_is_compared(monkeypatch):
+    """Leave out the official pictures nobody looks at, which are half of its time.
+
+    What is drawn changes no state: the test in contact and the slow ones draw everything.
+    """
+    from robosuite.utils.binding_utils import MjSim
+
+    from envs.official import OfficialEnv
+
+    draw, start, step = MjSim.render, OfficialEnv.start, OfficialEnv.step
+    n_steps, is_looked_at = 0, False
+
+    def drawn(sim, **options):
+        if is_looked_at:
+            return draw(sim, **options)
+        return np.zeros((options["height"], options["width"], 3), np.uint8)
+
+    def started(official):
+        nonlocal n_steps
+        n_steps = 0
+        return start(official)
+
+    def stepped(official, action):
+        nonlocal n_steps, is_looked_at
+        is_looked_at = n_steps % CHUNK == 0
+        moment = step(official, action)
+        n_steps, is_looked_at = n_steps + 1, False
+        return moment
+
+    monkeypatch.setattr(MjSim, "render", drawn)
+    monkeypatch.setattr(OfficialEnv, "start", started)
+    monkeypatch.setattr(OfficialEnv, "step", stepped)
+
+
 def assert_equals_official(
     suite: str, task_id: int, plans: dict[int, np.ndarray], order: tuple[int, ...]
 ) -> int:
@@ -75,14 +109,15 @@ def assert_equals_official(
     # The bottle of the last one lies in a drawer and amplifies any difference within ten steps.
     [("libero_spatial", 4), ("libero_goal", 4), ("libero_10", 8), ("libero_90", 26)],
 )
-def test_states_and_images_equal_the_official_protocol_in_any_order(suite, task_id):
+def test_states_and_images_equal_the_official_protocol_in_any_order(suite, task_id, monkeypatch):
+    draw_only_what_is_compared(monkeypatch)
     plans = {0: pseudo_random_actions(CHUNK), 1: pseudo_random_actions(2 * CHUNK, seed=4)}
     assert_equals_official(suite, task_id, plans, order=(1, 0))
 
 
 def test_states_and_images_equal_the_official_protocol_in_contact():
-    plans = {0: plunging_actions(24), 1: pseudo_random_actions(CHUNK)}
-    n_touched = assert_equals_official("libero_object", 3, plans, order=(1, 0))
+    plans = {0: plunging_actions(20)}
+    n_touched = assert_equals_official("libero_object", 3, plans, order=(0,))
     assert n_touched > 3
 
 

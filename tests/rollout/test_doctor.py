@@ -276,7 +276,7 @@ def test_a_good_machine_passes(tmp_path):
         ({"available_gb": 6.0}, ["memory"], [], "set rollout.workers=2"),
         ({"available_gb": 1.2}, ["memory"], [], "not even one worker fits"),
         ({"available_gb": 8.0}, [], ["memory"], "7.8 GB for 4 workers"),
-        ({"cores": 2}, [], ["cores"], "set rollout.workers=2"),
+        ({"cores": 2}, [], ["cores"], "set rollout.workers=3"),
         ({"others_busy": 3.0}, [], ["load"], "times and throughput mean nothing"),
         ({"disk_free_gb": 0.1}, ["disk_space"], [], "make room"),
         ({"file_system": "flock fails"}, ["file_system"], [], "local disk"),

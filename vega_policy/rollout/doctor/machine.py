@@ -169,7 +169,7 @@ def _cores(needs: Needs, machine: Machine) -> Check:
 def _most_workers(needs: Needs, machine: Machine) -> int:
     """Return how many workers find work on these cores."""
     is_on_gpu = needs.device != "cpu" and bool(machine.gpus) and machine.torch_cuda is not None
-    return machine.cores * (1 if is_on_gpu else _WORKERS_PER_CORE)
+    return machine.cores + 1 if is_on_gpu else machine.cores * _WORKERS_PER_CORE
 
 
 def _load(needs: Needs, machine: Machine) -> Check:  # noqa: ARG001 - one signature for all
