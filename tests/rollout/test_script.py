@@ -225,7 +225,6 @@ def test_the_real_simulator_and_a_real_policy_agree_on_everything(tmp_path):
         "rollout.init_states=2",
         "rollout.max_steps=16",
         "rollout.workers=1",
-        "rollout.force=true",  # its statistics are made up, which the preflight sees
     )
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "run")
