@@ -316,6 +316,19 @@ def _continue(old: RunHeader, new: RunHeader, run_dir: Path) -> RunHeader:
             + "\n  ".join(problems)
             + "\nrestore them, or choose another name for a new run"
         )
+    for what, before, now in (
+        ("the class of processor", old.host.get("cpu_class"), new.host.get("cpu_class")),
+        ("the commit", old.commit, new.commit),
+    ):
+        if before and before != now:
+            log.warning(
+                "%s: %s was %s at the start before and is %s now; last bits, or more, may differ "
+                "between its episodes (each row says what it was made with)",
+                run_dir.name,
+                what,
+                before,
+                now,
+            )
     return replace(
         new,
         plans=[*old.plans, *(plan for plan in new.plans if plan not in old.plans)],

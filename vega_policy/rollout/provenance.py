@@ -92,12 +92,13 @@ def host() -> dict[str, str | int]:
 
 
 def cpu_class() -> str:
-    """Return what decides the last bits of a trajectory: architecture and fused multiply-add.
+    """Return what decides the last bits: architecture and vector instructions.
 
-    Workers fix the OpenBLAS kernel, so two machines of one class give equal states to the bit.
+    Workers fix the OpenBLAS kernel, so that equal actions lead to equal states to the bit on two
+    machines of one class. A policy on the CPU gives other last bits with AVX-512 than without.
     """
     flags = set(_cpu_info("flags").split())
-    return " ".join([platform.machine(), *(f for f in ("avx2", "fma") if f in flags)])
+    return " ".join([platform.machine(), *(f for f in ("avx2", "fma", "avx512f") if f in flags)])
 
 
 def _cpu_name() -> str:
