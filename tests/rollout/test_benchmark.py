@@ -51,7 +51,7 @@ def test_the_rate_leaves_out_building_and_the_idle_end():
 
 
 def test_the_states_of_an_episode_do_not_depend_on_the_workers(tmp_path):
-    keys = [EpisodeKey("fake_reach", t, i) for t in range(2) for i in range(2)]
+    keys = [EpisodeKey("fake_reach", t, i) for t in range(2) for i in range(4)]
     one, two = (
         play(
             policy=WatchedPolicy(FakePolicy()),
@@ -71,7 +71,7 @@ class _SlowToBuild(FakeEnv):
         import time
 
         time.sleep(0.25)
-        super().__init__(step_s=0.002, **kwargs)
+        super().__init__(step_s=0.01, **kwargs)
 
 
 @pytest.mark.sim

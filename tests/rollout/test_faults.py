@@ -150,7 +150,7 @@ def test_a_cut_last_line_is_played_again(whole, tmp_path):
 
 
 def test_a_second_process_is_refused_and_ctrl_c_keeps_what_was_played(whole, tmp_path):
-    first = start(tmp_path, "suite.step_s=0.1")
+    first = start(tmp_path, "suite.step_s=0.2", "rollout.workers=1")
     wait_for_rows(tmp_path / "run", 1)
     second = play(tmp_path)
     assert second.returncode == 2
