@@ -35,6 +35,8 @@ FORMAT = 2
 """Version of the run directory's layout."""
 HEADER, ROWS, FAULTS, STARTS = "run.json", "ledger.jsonl", "faults.jsonl", "starts.jsonl"
 VIDEOS, GATES, TRACES = "videos", "gates", "traces"
+FILES = ("trace", "gates", "video")
+"""Entries of a row's ``info`` that name a file of the run."""
 UNCHECKED = "preflight"
 """Name of the warning that a start of the run was made without preflight."""
 

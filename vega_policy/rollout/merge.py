@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vega_policy.rollout.doctor import Verdict, load_verdict
 from vega_policy.rollout.ledger import (
     FAULTS,
+    FILES,
     STARTS,
     Ledger,
     RunHeader,
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 log = logging.getLogger(__name__)
-
-FILES = ("trace", "gates", "video")
-"""Entries of a row's ``info`` that name a file of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

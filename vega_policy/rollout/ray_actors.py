@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vega_policy.rollout.engine import answer_arms
+from vega_policy.rollout.ledger import FILES
 from vega_policy.rollout.messages import Answer, Ask, Broken, Done, Faulted, Run, WorkerSettings
 from vega_policy.rollout.plan import Job
 from vega_policy.rollout.provenance import cpu_class, versions
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FILES = ("trace", "gates", "video")
-"""Entries of a row's ``info`` that name a file."""
 LOADING_S = 1800.0
 """Longest time for a checkpoint to load, or for an inference actor to be started elsewhere."""
 
