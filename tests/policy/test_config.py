@@ -27,8 +27,8 @@ def test_the_yaml_equals_the_preset(name, prior):
 
 
 def test_a_partial_dictionary_changes_only_what_it_names():
-    config = PolicyConfig.from_dict({"preset": "7b", "fusion": {"name": "residual"}})
-    assert config.fusion.name == "residual"
+    config = PolicyConfig.from_dict({"preset": "7b", "fusion": {"name": "residual_zero"}})
+    assert config.fusion.name == "residual_zero"
     assert config.language == PolicyConfig.preset("7b").language
 
 

@@ -157,11 +157,11 @@ def test_the_tokenizer_is_a_function_of_the_sentences_and_knows_every_one():
     )
 
 
-@pytest.mark.parametrize("fusion", ["token_gate", "residual"])
+@pytest.mark.parametrize("fusion", ["token_gate", "residual_zero"])
 def test_the_clamped_arm_is_the_gate_held_open_for_the_semantic_stream(batch, fusion):
     config = dataclasses.replace(tiny_config(), fusion=FusionConfig(name=fusion))
     policy = tiny_policy(config=config)
-    if fusion == "residual":  # starts as the identity, so that nothing could be told apart
+    if fusion == "residual_zero":  # starts as the identity, so that nothing could be told apart
         torch.nn.init.normal_(policy.model.vision.fusion.out.weight)
     full, clamped = policy.arm("full"), policy.arm("gate_clamped")
     assert np.array_equal(actions(full, batch, [0, 1, 2]), actions(policy, batch, [0, 1, 2]))

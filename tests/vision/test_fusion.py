@@ -9,8 +9,8 @@ import torch
 from vega_policy.spec import ContractError
 from vega_policy.vision.fusion import (
     FUSIONS,
-    ResidualFusion,
-    SemanticOnlyFusion,
+    NoFusion,
+    ResidualZeroFusion,
     TokenGateFusion,
     build_fusion,
 )
@@ -48,12 +48,12 @@ def test_token_gate_gives_the_reference_numbers_of_equations_7_and_8(dtype, tole
 
 def test_new_residual_fusion_returns_the_semantic_tokens_bit_for_bit(streams):
     semantic, prior = streams
-    assert torch.equal(ResidualFusion(width=8)(semantic, prior).tokens, semantic)
+    assert torch.equal(ResidualZeroFusion(width=8)(semantic, prior).tokens, semantic)
 
 
 def test_residual_score_gets_its_gradient_one_step_after_out(streams):
     torch.manual_seed(0)
-    fusion = ResidualFusion(width=8)
+    fusion = ResidualZeroFusion(width=8)
     sgd = torch.optim.SGD(fusion.parameters(), lr=0.1)
     moving = []
     for _ in range(2):
@@ -66,7 +66,7 @@ def test_residual_score_gets_its_gradient_one_step_after_out(streams):
 
 def test_baseline_ignores_the_prior_and_learns_nothing(streams):
     semantic, prior = streams
-    fusion = SemanticOnlyFusion(width=8)
+    fusion = NoFusion(width=8)
     fused = fusion(semantic, prior * torch.nan)
     assert torch.equal(fused.tokens, semantic)
     assert torch.equal(fused.gate, torch.ones(2, 5, 1))
@@ -81,7 +81,7 @@ def test_every_rule_keeps_the_shape_and_bounds_its_gate(name, streams):
     assert ((fused.gate >= 0) & (fused.gate <= 1)).all()
 
 
-@pytest.mark.parametrize("rule", [TokenGateFusion, ResidualFusion])
+@pytest.mark.parametrize("rule", [TokenGateFusion, ResidualZeroFusion])
 def test_token_count_mismatch_names_the_fix(rule, streams):
     semantic, prior = streams
     with pytest.raises(ValueError, match="resample it to the semantic grid"):

@@ -62,6 +62,9 @@ class PolicyConfig:
     """``none``: images must already have the model's size. ``fast``: antialiased bicubic resize in
     torch. ``exact``: the image path OpenVLA-OFT was trained with."""
     proprio_size: int = 8
+    """0: the policy takes no proprioception and has no token for it."""
+    normalisation: Literal["bounds_q99", "bounds"] = "bounds_q99"
+    """Which statistics map to -1 and 1: the 1st and 99th percentile, or minimum and maximum."""
     action: ActionSpec = field(default_factory=ActionSpec)
     semantic: SemanticConfig = field(default_factory=SemanticConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)

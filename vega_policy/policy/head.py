@@ -17,10 +17,15 @@ from torch.nn import functional
 class HeadConfig:
     """What turns hidden states into actions."""
 
-    kind: Literal["l1"] = "l1"
-    """``l1``: regression, trained with the L1 loss."""
+    kind: Literal["l1", "diffusion", "discrete"] = "l1"
+    """``l1``: regression, trained with the L1 loss. ``diffusion``: the noise of a DDIM chain.
+    ``discrete``: the likeliest of 255 action tokens per number, read from the language model."""
     width: int = 128
     n_blocks: int = 2
+    diffusion_steps: int = 50
+    """Noise levels of the chain in training (``diffusion`` only)."""
+    inference_steps: int = 50
+    """Passes of the language model per answer (``diffusion`` only)."""
 
 
 class L1Head(nn.Module):

@@ -40,8 +40,11 @@ class ModelOutput:
 
     actions: Tensor
     """(b, t, a) normalised actions: six numbers in about [-1, 1], the gripper in about [0, 1]."""
-    gate: Tensor
-    """(b, v * n) weight of the semantic stream per vision token, in [0, 1]."""
+    gate: Tensor | None
+    """(b, v * n) weight of the semantic stream per vision token, in [0, 1]; None where the fusion
+    rule has no gate."""
+    loss: Tensor | None = None
+    """Scalar float32 training loss; only where targets were given."""
 
 
 class VegaModel(nn.Module):
@@ -137,6 +140,7 @@ class VegaModel(nn.Module):
         prior_features: Tensor | None = None,
         keys: Sequence[int] | None = None,
         *,
+        targets: Tensor | None = None,
         shut_out_prior: bool = False,
     ) -> ModelOutput:
         """Predict one chunk per observation.
@@ -148,6 +152,8 @@ class VegaModel(nn.Module):
             attention_mask: (b, l) 1 for prompt tokens, 0 for padding.
             prior_features: (b, v, n, c) from `prior_features`; None runs the prior.
             keys: One integer per observation, for a prior with keyed noise.
+            targets: (b, t, a) normalised expert actions; given, the output carries the loss. Inside
+                `forward`, since a distributed wrapper only sees what passes through it.
             shut_out_prior: Clamp the gate to the semantic side.
         """
         fused = self.vision(
@@ -180,7 +186,10 @@ class VegaModel(nn.Module):
         # In the head's own precision even under autocast: bfloat16 has 8 bits for an action.
         with torch.autocast(read.device.type, enabled=False):
             actions = self.head(read.to(self.head.fc_out.weight.dtype))
-        return ModelOutput(actions=actions.float(), gate=fused.gate.squeeze(-1).float())
+        gate = None if fused.gate is None else fused.gate.squeeze(-1).float()
+        actions = actions.float()
+        loss = None if targets is None else (actions - targets).abs().mean()
+        return ModelOutput(actions=actions, gate=gate, loss=loss)
 
     def _attend(self, sequence: Tensor, prompt: Tensor, *, n_front: int, n_back: int) -> Tensor:
         """Return hidden states (b, s, d) after the final norm.

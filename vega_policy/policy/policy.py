@@ -165,7 +165,7 @@ class VegaPolicy(nn.Module):
         self.processor.check(batch)
         size = self.max_batch or (1 if self.device.type == "cpu" else 32)
         started = time.perf_counter()
-        chunks: list[tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]] = []
+        chunks: list[tuple[NDArray[np.float32], dict[str, NDArray[np.float32]] | None]] = []
         timing = {"processor": 0.0, "prior": 0.0, "model": 0.0}
         for start in range(0, len(batch), size):
             part = slice(start, start + size)
@@ -182,7 +182,7 @@ class VegaPolicy(nn.Module):
     @torch.no_grad()
     def _pass(
         self, batch: Sequence[Observation], keys: Sequence[int], timing: dict[str, float]
-    ) -> list[tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]]:
+    ) -> list[tuple[NDArray[np.float32], dict[str, NDArray[np.float32]] | None]]:
         """Answer observations in one pass of the model; add to the milliseconds per stage."""
         self.model.eval()
         marks = [time.perf_counter()]
@@ -198,7 +198,7 @@ class VegaPolicy(nn.Module):
         for stage, begin, end in zip(timing, marks[:-1], marks[1:], strict=False):
             timing[stage] += (end - begin) * 1e3
         actions = self.commands(normalised)
-        gates = self._gate_maps(output.gate)
+        gates = [None] * len(batch) if output.gate is None else self._gate_maps(output.gate)
         return list(zip(actions, gates, strict=True))
 
     def _forward(self, inputs: Inputs, pixels: Tensor, features: Tensor | None) -> ModelOutput:

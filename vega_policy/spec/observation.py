@@ -27,3 +27,8 @@ class Observation:
     gripper finger positions in metres (2)."""
     instruction: str
     """The task in words, as the benchmark writes it."""
+    episode: int | None = None
+    """Names the episode this moment belongs to, so that a policy may keep something between its
+    inferences (a prior with a cadence does); None: every observation stands alone."""
+    inference: int = 0
+    """How many inferences the episode had before this one."""

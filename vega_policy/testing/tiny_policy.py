@@ -31,12 +31,12 @@ INSTRUCTIONS = (
 def tiny_config() -> PolicyConfig:
     """Return the sizes: 32 px images, 2 x 2 tokens per camera, about 60,000 weights."""
     base = SemanticConfig()
-    towers = {
-        name: dataclasses.replace(tower, width=16, depth=1, heads=2, mlp_width=32)
-        for name, tower in (("dino", base.dino), ("siglip", base.siglip))
-    }
+    dino, siglip = (
+        dataclasses.replace(tower, width=16, depth=1, heads=2, mlp_width=32)
+        for tower in (base.dino, base.siglip)
+    )
     return PolicyConfig(
-        semantic=SemanticConfig(image_px=32, patch_px=16, **towers),
+        semantic=SemanticConfig(image_px=32, patch_px=16, dino=dino, siglip=siglip),
         prior=PriorConfig(
             width=32,
             image_px=32,

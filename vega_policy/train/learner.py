@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vega_policy.data.chunks import Batch
-    from vega_policy.policy.model import VegaModel
+    from vega_policy.policy.model import ModelOutput, VegaModel
     from vega_policy.train.config import OptimConfig
 
 
@@ -118,7 +118,7 @@ class Learner:
     def predict(self, batch: Batch) -> Tensor:
         """Return normalised actions (b, t, a), without augmentation, in the precision of training."""
         self.model.eval()
-        return self._forward(batch, self._pixels(batch))[0]
+        return self._forward(batch, self._pixels(batch)).actions
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights, averages and moments by name."""
@@ -147,17 +147,20 @@ class Learner:
         if self._augment.is_photometric:
             batch = self._with_features(batch, pixels)
             pixels = photometric(pixels, self._augment, seed=seed)
-        actions, gate = self._forward(batch, pixels)
         targets = batch.targets.to(self.device, non_blocking=True)
-        return (actions - targets).abs().mean(), gate.mean()
+        output = self._forward(batch, pixels, targets)
+        if output.loss is None:
+            raise RuntimeError("the model was given targets and returned no loss")
+        gate = output.loss.new_tensor(float("nan")) if output.gate is None else output.gate.mean()
+        return output.loss, gate
 
-    def _forward(self, batch: Batch, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, batch: Batch, pixels: Tensor, targets: Tensor | None = None) -> ModelOutput:
         features = batch.prior_features
         tasks = batch.tasks.to(self.device, non_blocking=True)
         with torch.autocast(
             self.device.type, self._precision, enabled=self._precision is not torch.float32
         ):
-            output = self.model(
+            return self.model(
                 pixels,
                 batch.proprio.to(self.device, non_blocking=True),
                 self._prompts.input_ids[tasks],
@@ -166,8 +169,8 @@ class Learner:
                 if features is None
                 else features.to(self.device, non_blocking=True),
                 keys=batch.rows.tolist(),
+                targets=targets,
             )
-        return output.actions.float(), output.gate.float()
 
     def _with_features(self, batch: Batch, pixels: Tensor) -> Batch:
         """Give a batch the prior features of its colours as recorded, where they are not cached."""

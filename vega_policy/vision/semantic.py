@@ -59,6 +59,8 @@ class SemanticConfig:
     """Side of the square image."""
     patch_px: int = 16
     """Side of one token's patch."""
+    film: bool = False
+    """Every block of both towers is modulated by the instruction (FiLM, the OFT+ variant)."""
     dino: TowerConfig = field(
         default_factory=lambda: TowerConfig(
             width=96,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vega_policy.spec.errors import ContractError
 from vega_policy.vision.fusion import Fused, FusionConfig, build_fusion
-from vega_policy.vision.fusion.semantic import semantic_only
+from vega_policy.vision.fusion.no_fusion import semantic_only
 from vega_policy.vision.prior import PriorConfig, WanPrior, ZeroPrior, build_prior
 from vega_policy.vision.semantic import SemanticConfig, SemanticTowers
 

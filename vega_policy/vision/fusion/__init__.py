@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from vega_policy.spec.names import require_name
 from vega_policy.vision.fusion.fused import Fused
-from vega_policy.vision.fusion.residual import ResidualFusion
-from vega_policy.vision.fusion.semantic import SemanticOnlyFusion
+from vega_policy.vision.fusion.no_fusion import NoFusion
+from vega_policy.vision.fusion.residual_zero import ResidualZeroFusion
 from vega_policy.vision.fusion.token_gate import TokenGateFusion
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _RULES: dict[str, Callable[..., nn.Module]] = {
     "token_gate": TokenGateFusion,
-    "residual": ResidualFusion,
-    "semantic": SemanticOnlyFusion,
+    "residual_zero": ResidualZeroFusion,
+    "none": NoFusion,
 }
 FUSIONS = tuple(_RULES)
 
@@ -49,8 +49,8 @@ __all__ = [
     "FUSIONS",
     "Fused",
     "FusionConfig",
-    "ResidualFusion",
-    "SemanticOnlyFusion",
+    "NoFusion",
+    "ResidualZeroFusion",
     "TokenGateFusion",
     "build_fusion",
 ]

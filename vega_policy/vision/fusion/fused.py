@@ -16,8 +16,9 @@ class Fused:
 
     tokens: Tensor
     """(b, n, d), what the language model reads."""
-    gate: Tensor
-    """(b, n, 1), weight of the semantic stream in [0, 1]; at 1 the prior is shut out."""
+    gate: Tensor | None
+    """(b, v * n, 1), weight of the semantic stream in [0, 1]; at 1 the prior is shut out. None for
+    a rule that weighs nothing per token."""
 
 
 def require_same_shape(semantic: Tensor, prior: Tensor) -> None:

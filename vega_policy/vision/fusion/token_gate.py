@@ -15,7 +15,7 @@ class TokenGateFusion(nn.Module):
     ``tokens = (1 - gate) * prior + gate * semantic``. The layer norms feed the score only; the raw
     projections are mixed. The paper's released code differs in both points: it concatenates the
     semantic stream first and mixes the normalised ones. The paper names no epsilon; it is torch's
-    1e-5. A fresh gate is near 0.5, so it is *not* the identity: see `ResidualFusion` for that.
+    1e-5. A fresh gate is near 0.5, so it is *not* the identity: see `ResidualZeroFusion` for that.
     """
 
     def __init__(self, *, width: int) -> None:

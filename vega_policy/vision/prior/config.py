@@ -10,7 +10,19 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-PRIORS = ("wan", "zero")
+PRIORS = (
+    "wan",
+    "vace",
+    "sd21",
+    "svd",
+    "vae",
+    "dinov3",
+    "vjepa2",
+    "precomputed",
+    "noise",
+    "layer_norm",
+    "zero",
+)
 NoiseMode = Literal["constant", "keyed"]
 
 
@@ -78,5 +90,20 @@ class PriorConfig:
     noise_seed: int = 0
     prompt_tokens: int = 1
     """Length the empty prompt's embedding is padded to with zeros (512 for the published model)."""
+    sees: Literal["camera", "black"] = "camera"
+    """``black``: a control that runs the backbone on a black image whatever the camera saw."""
+    align: Literal["camera", "upstream"] = "camera"
+    """``camera``: the whole image, in its own aspect, so that features lie where the semantic tokens
+    lie. ``upstream``: the released code's cover-resize and centre crop to ``frame_size``, which
+    shifts the two grids against each other wherever the aspects differ."""
+    frame_size: tuple[int, int] = (480, 832)
+    """Height and width in pixels of ``align="upstream"``."""
+    frames: Literal["still", "clip"] = "still"
+    """``still``: every frame is a video of its own, as in the released code. ``clip``: the views of
+    an observation are the frames of one video, in the order of time."""
+    cadence: int = 1
+    """The prior runs at every so many inferences of an episode; in between its last features stay."""
+    features_dir: str = ""
+    """Folder of feature files (``precomputed`` only)."""
     dims: WanDims = field(default_factory=WanDims)
     """Sizes a new prior is made with, and a loaded one is checked against."""

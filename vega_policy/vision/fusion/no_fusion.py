@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vega_policy.vision.fusion.fused import Fused
 
 
-class SemanticOnlyFusion(nn.Module):
+class NoFusion(nn.Module):
     """Return the semantic tokens; the gate is 1 everywhere and nothing is learned."""
 
     def __init__(self, *, width: int) -> None:

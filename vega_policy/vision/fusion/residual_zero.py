@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vega_policy.vision.fusion.fused import Fused, require_same_shape
 
 
-class ResidualFusion(nn.Module):
+class ResidualZeroFusion(nn.Module):
     """Return ``semantic + (1 - gate) * out(prior)`` with ``gate = sigmoid(W [prior; semantic] + c)``.
 
     ``out`` starts at zero, so a new module returns the semantic tokens bit for bit (for finite
