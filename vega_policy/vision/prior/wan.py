@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from vega_policy.spec.errors import CheckpointError
 from vega_policy.spec.files import atomic_path
+from vega_policy.vision.prior.frozen import FrozenPrior
 from vega_policy.vision.prior.still_vae import encode_stills
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ PROMPT_FILE = "empty_prompt.safetensors"
 PROMPT_KEY = "prompt_embeds"
 
 
-class WanPrior(nn.Module):
+class WanPrior(FrozenPrior):
     """Features of a frozen video generator, as in Sec. 3 of VEGA-3D (arXiv:2603.19235v2).
 
     Every frame is its own one-frame video (so is it in the paper's code: no attention across
@@ -43,8 +44,7 @@ class WanPrior(nn.Module):
     target grid. Blocks behind it do not exist here, the final norm and projection are not run, and
     what depends on the empty prompt and on the timestep alone is computed once.
 
-    The module is frozen: no parameter takes a gradient, ``train()`` leaves it in evaluation mode,
-    and autocast is switched off inside so that cached features equal live ones.
+    See `FrozenPrior` for what being frozen means.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class WanPrior(nn.Module):
         Raises:
             CheckpointError: The parts disagree with the configuration.
         """
-        super().__init__()
+        super().__init__(config)
         problems = _disagreements(config, vae, transformer, prompt)
         if problems:
             raise CheckpointError(
@@ -74,15 +74,13 @@ class WanPrior(nn.Module):
                 + "; ".join(problems)
                 + "; use another prior directory or change the prior's settings"
             )
-        self.config = config
         del transformer.blocks[config.block_index + 1 :]
         transformer.register_to_config(num_layers=config.block_index + 1)
         self.vae = vae
         self.transformer = transformer
         self.prompt = prompt.detach().float().cpu().clone()
         self._constants: tuple[Tensor, Tensor] | None = None
-        self.requires_grad_(requires_grad=False)
-        self.eval()
+        self.freeze()
 
     @classmethod
     def from_config(cls, config: PriorConfig, *, seed: int = 0) -> Self:
@@ -106,39 +104,14 @@ class WanPrior(nn.Module):
         """Write the diffusers directory `load` reads (transformer cut after the block read)."""
         save_wan(path, vae=self.vae, transformer=self.transformer, prompt=self.prompt)
 
-    @property
-    def width(self) -> int:
-        """Channels of a feature."""
-        return self.config.width
-
-    def train(self, mode: bool = True) -> Self:  # noqa: ARG002, FBT001, FBT002
-        """Stay in evaluation mode, whatever the model around does."""
-        return super().train(mode=False)
-
-    @torch.no_grad()
-    def features(self, frames: Tensor, *, keys: Sequence[int]) -> Tensor:
-        """Read the block.
-
-        Args:
-            frames: (b, v, 3, h, w) RGB in [-1, 1]; resized to ``config.image_px`` where they differ.
-            keys: One integer per observation; only ``noise="keyed"`` looks at them.
-
-        Returns:
-            (b, v, n, c) float32.
-
-        Raises:
-            ValueError: There is not one key per observation.
-        """
+    def encode(self, frames: Tensor, *, keys: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
+        """Read the block; see `FrozenPrior.encode`. Only ``noise="keyed"`` looks at the keys."""
         b, v = frames.shape[:2]
-        if len(keys) != b:
-            raise ValueError(f"{len(keys)} keys for {b} observations; pass one key for each")
-        with torch.autocast(frames.device.type, enabled=False):
-            latents = self.latents(frames.flatten(0, 1))
-            noise = self.noise(keys, views=v, grid=tuple(latents.shape[-2:])).to(latents)
-            t = self.config.noise_level
-            tokens, grid = self.block_output((1 - t) * latents + t * noise)
-            pooled = _pool(tokens, grid, self.config.grid)
-        return pooled.float().unflatten(0, (b, v))
+        latents = self.latents(frames.flatten(0, 1))
+        noise = self.noise(keys, views=v, grid=tuple(latents.shape[-2:])).to(latents)
+        t = self.config.noise_level
+        tokens, grid = self.block_output((1 - t) * latents + t * noise)
+        return tokens.unflatten(0, (b, v)), grid
 
     def latents(self, frames: Tensor) -> Tensor:
         """Return normalised latents (f, z, h, w) of frames (f, 3, H, W) in [-1, 1]."""
@@ -336,14 +309,6 @@ def _generator(*parts: int) -> torch.Generator:
     """Return a generator whose state depends on every part, in every process alike."""
     digest = hashlib.sha256(",".join(map(str, parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def _pool(tokens: Tensor, grid: tuple[int, int], target: int) -> Tensor:
-    """Average-pool (f, rows * columns, c) to (f, target * target, c)."""
-    if grid == (target, target):
-        return tokens
-    image = tokens.transpose(1, 2).unflatten(2, grid)
-    return functional.adaptive_avg_pool2d(image, target).flatten(2).transpose(1, 2)
 
 
 def _disagreements(

@@ -1,0 +1,94 @@
+"""What all priors that run a network have in common: they are frozen, and they are pooled alike.
+
+Shape legend: ``b`` batch, ``v`` views (cameras), ``n`` tokens of one view, ``c`` width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Self
+
+    from vega_policy.vision.prior.config import PriorConfig
+
+
+class FrozenPrior(nn.Module):
+    """Base of the priors: a subclass reads its network in `encode` and writes it in `save`.
+
+    No parameter takes a gradient, ``train()`` leaves the module in evaluation mode, and autocast is
+    switched off inside, so that cached features equal live ones.
+    """
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def freeze(self) -> None:
+        """Freeze; the last line of a subclass's constructor."""
+        self.requires_grad_(requires_grad=False)
+        self.eval()
+
+    @property
+    def width(self) -> int:
+        """Channels of a feature."""
+        return self.config.width
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002, FBT001, FBT002
+        """Stay in evaluation mode, whatever the model around does."""
+        return super().train(mode=False)
+
+    @torch.no_grad()
+    def features(self, frames: Tensor, *, keys: Sequence[int]) -> Tensor:
+        """Return the features on the target grid.
+
+        Args:
+            frames: (b, v, 3, h, w) RGB in [-1, 1].
+            keys: One integer per observation, the only source of randomness.
+
+        Returns:
+            (b, v, n, c) float32, row-major on a grid of ``config.grid`` by ``config.grid``.
+
+        Raises:
+            ValueError: There is not one key per observation.
+        """
+        if len(keys) != frames.shape[0]:
+            raise ValueError(
+                f"{len(keys)} keys for {frames.shape[0]} observations; pass one key for each"
+            )
+        if self.config.sees == "black":
+            frames = torch.full_like(frames, -1.0)
+        with torch.autocast(frames.device.type, enabled=False):
+            tokens, grid = self.encode(frames, keys=keys)
+            pooled = pool(tokens.flatten(0, 1), grid, self.config.grid)
+        return pooled.float().unflatten(0, frames.shape[:2])
+
+    def encode(self, frames: Tensor, *, keys: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
+        """Run the network.
+
+        Args:
+            frames: (b, v, 3, h, w) RGB in [-1, 1].
+            keys: One integer per observation.
+
+        Returns:
+            (b, v, rows * columns, c) tokens in row-major order, and (rows, columns).
+        """
+        raise NotImplementedError
+
+    def save(self, path: Path | str) -> None:
+        """Write what the builder reads back."""
+        raise NotImplementedError
+
+
+def pool(tokens: Tensor, grid: tuple[int, int], target: int) -> Tensor:
+    """Average-pool (f, rows * columns, c) to (f, target * target, c)."""
+    if grid == (target, target):
+        return tokens
+    image = tokens.transpose(1, 2).unflatten(2, grid)
+    return functional.adaptive_avg_pool2d(image, target).flatten(2).transpose(1, 2)
