@@ -26,6 +26,9 @@ class FrozenPrior(nn.Module):
     switched off inside, so that cached features equal live ones.
     """
 
+    reads_semantic = False
+    """True of the one control that is fed the semantic tokens instead of frames."""
+
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config = config

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class ZeroPrior(nn.Module):
     """Zeros of the shape a prior would return."""
 
+    reads_semantic = False
+
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config = config
