@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vega_policy.policy.model import ModelOutput, VegaModel
+from vega_policy.policy.prior_reader import PriorReader
 from vega_policy.policy.processor import Inputs, Processor
 from vega_policy.policy.statistics import DatasetStatistics, choose_key
 from vega_policy.policy.tokenizer import train_tokenizer
@@ -76,6 +77,7 @@ class VegaPolicy(nn.Module):
         self.statistics = dict(statistics)
         self.unnorm_key = choose_key(self.statistics, unnorm_key)
         self.max_batch = max_batch
+        self.prior_reader = PriorReader(model)
         self._shuts_out_prior = False
 
     def arm(self, name: str) -> Self:
@@ -189,7 +191,7 @@ class VegaPolicy(nn.Module):
         inputs = self.processor(batch)
         marks.append(time.perf_counter())
         pixels = inputs.pixels.to(self.device)
-        features = None if self._shuts_out_prior else self.model.prior_features(pixels, keys=keys)
+        features = None if self._shuts_out_prior else self.prior_reader(pixels, batch, keys=keys)
         self._wait()
         marks.append(time.perf_counter())
         output = self._forward(inputs, pixels, features)

@@ -347,6 +347,8 @@ class _Seat:
             images=self._board.read(shown.frames),
             proprio=shown.proprio,
             instruction=shown.instruction,
+            episode=shown.episode,
+            inference=shown.chunk_index,
         )
         return Ask(seen, shown.chunk_index)
 

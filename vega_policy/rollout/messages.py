@@ -95,6 +95,8 @@ class Shown:
     proprio: NDArray[np.float32]
     instruction: str
     chunk_index: int
+    episode: int | None = None
+    """See `Observation.episode`."""
 
 
 @dataclass(frozen=True, eq=False)

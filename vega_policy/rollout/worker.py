@@ -128,13 +128,15 @@ class Worker:
         if settings.max_steps is not None:
             simulator.max_steps = settings.max_steps
         limit = simulator.max_steps
+        name = _number(f"{job.name} {attempt}")
         episode = _Recorder(simulator, video=settings.video)
         episode.see(observation)
         outcome: Outcome = "failure"
         detail = ""
         while episode.n_steps < limit:
             asked = time.perf_counter()
-            reply = self._ask(job, _question(observation, simulator, episode.n_chunks))
+            question = _question(observation, simulator, episode.n_chunks, name=name)
+            reply = self._ask(job, question)
             episode.wait_ms.append(1000 * (time.perf_counter() - asked))
             if isinstance(reply, Faulted):
                 outcome, detail = "policy_fault", reply.detail
@@ -228,11 +230,20 @@ class Worker:
         return files
 
 
-def _question(observation: Mapping[str, Any], simulator: Simulator, chunk_index: int) -> Ask:
+def _number(name: str) -> int:
+    """Return 63 bits that stand for a name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+
+
+def _question(
+    observation: Mapping[str, Any], simulator: Simulator, chunk_index: int, *, name: int
+) -> Ask:
     seen = Observation(
         images={c: np.asarray(observation[c]) for c in CAMERAS},
         proprio=np.asarray(observation["proprio"], dtype=np.float32),
         instruction=simulator.instruction,
+        episode=name,
+        inference=chunk_index,
     )
     return Ask(seen, chunk_index)
 
@@ -351,7 +362,10 @@ def _serve(
     def ask(_job: Job, question: Ask) -> Answer | Faulted:
         seen = question.observation
         frames = board.write(seen.images)
-        _say(pipe, Shown(frames, seen.proprio, seen.instruction, question.chunk_index))
+        shown = Shown(
+            frames, seen.proprio, seen.instruction, question.chunk_index, episode=seen.episode
+        )
+        _say(pipe, shown)
         match _hear(pipe):
             case Answer() | Faulted() as reply:
                 return reply
