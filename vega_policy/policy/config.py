@@ -60,7 +60,9 @@ class PolicyConfig:
     """Order of the images in the sequence."""
     image_transform: ImageTransform = "none"
     """``none``: images must already have the model's size. ``fast``: antialiased bicubic resize in
-    torch. ``exact``: the image path OpenVLA-OFT was trained with."""
+    torch. ``exact``: the image path OpenVLA-OFT was trained with, centre crop included."""
+    centre_crop: bool = False
+    """``fast`` also crops the centre, for a policy that was trained with random crops."""
     proprio_size: int = 8
     """0: the policy takes no proprioception and has no token for it."""
     normalisation: Literal["bounds_q99", "bounds"] = "bounds_q99"
@@ -128,6 +130,7 @@ PRESETS = ("nano", "7b")
 def _seven_b() -> PolicyConfig:
     return PolicyConfig(
         image_transform="exact",
+        centre_crop=True,
         semantic=SemanticConfig(
             image_px=224,
             patch_px=14,

@@ -282,7 +282,7 @@ def _image_path(policy: VegaPolicy, observations: Sequence[Observation]) -> Chec
             image[edge] = np.where(image[edge] < 128, 255, 0)
     painted = policy.processor.images(images)
     sees_border = float((painted.float() - plain.float()).abs().max()) > _LEVELS
-    crops = trained == "exact"
+    crops = trained == "exact" or (trained == "fast" and policy.config.centre_crop)
     problems: list[str] = []
     if used != trained:
         problems.append(f"images go through {used!r}, the policy was trained with {trained!r}")
