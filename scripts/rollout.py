@@ -227,7 +227,8 @@ def build_policy(
     config: dict[str, Any], suite: SuiteInfo
 ) -> tuple[VegaPolicy | FakePolicy, dict[str, Any]]:
     """Load the checkpoint; also return what about it decides the results."""
-    whole = {**config, "rollout": {**config["rollout"], "arms": [FULL_ARM]}}
+    alone = {"arms": [FULL_ARM], "feature_store": None}
+    whole = {**config, "rollout": {**config["rollout"], **alone}}
     make_policies, defines = policy_recipe(whole, suite)
     return make_policies()[FULL_ARM], defines
 
@@ -238,17 +239,29 @@ def policy_recipe(
     """Return what loads the checkpoint, here or elsewhere, and what of it decides the results."""
     checkpoint, camera_px = config["checkpoint"], config["rollout"]["camera_px"]
     arms = tuple(config["rollout"]["arms"])
+    # Runs of older versions, which a replay reads, lack these.
+    cadence, store = (config["rollout"].get(name) for name in ("prior_cadence", "feature_store"))
     if checkpoint == FAKE_CHECKPOINT:
+        if cadence is not None or store is not None:
+            raise ContractError(
+                "the made-up policy has no prior; set rollout.prior_cadence=null and "
+                "rollout.feature_store=null"
+            )
         from vega_policy.testing.fake_policy import fake_arms
 
         defines = {"checkpoint_sha256": checkpoint, "camera_px": camera_px or 128}
         return partial(fake_arms, arms), defines
     from vega_policy.policy import choose_device
     from vega_policy.policy.pretrained import STATISTICS, load_config, resolve, statistics_key
+    from vega_policy.policy.prior_reader import require_cadence
     from vega_policy.policy.recipe import Recipe
     from vega_policy.policy.statistics import choose_key, load_statistics
 
     folder = resolve(checkpoint)
+    if store is not None and Path(store).resolve().is_relative_to(folder.resolve()):
+        raise ContractError(
+            f"rollout.feature_store is {store}, inside the checkpoint; name a folder outside of it"
+        )
     trained = load_config(folder)
     is_fixed = trained.image_transform == "none"
     camera_px = camera_px or (trained.image_px if is_fixed else PUBLISHED_CAMERA_PX)
@@ -269,6 +282,9 @@ def policy_recipe(
         expected=suite.action_spec,
         arms=arms,
         n_threads=config["rollout"]["torch_threads"],
+        prior_cadence=cadence,
+        feature_store=None if store is None else Path(store).resolve(),
+        feature_store_gb=config["rollout"].get("feature_store_gb"),
     )
     defines = {
         "checkpoint_sha256": checkpoint_sha256(folder),
@@ -276,6 +292,9 @@ def policy_recipe(
         "device": recipe.device,
         "unnorm_key": recipe.unnorm_key,
     }
+    cadence = require_cadence(trained.prior.cadence if cadence is None else cadence)
+    if cadence > 1:  # absent where there is none, as in runs that know of no cadence
+        defines["prior_cadence"] = cadence
     return recipe, defines
 
 

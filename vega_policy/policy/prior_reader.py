@@ -49,19 +49,28 @@ class PriorReader:
             max_episodes: Episodes whose features are kept; those asked for least recently go.
 
         Raises:
-            ContractError: The cadence is not a whole number of at least 1.
+            ContractError: The cadence is not a whole number of at least 1, or is above 1 where no
+                prior runs.
         """
         self.cadence = require_cadence(model.config.prior.cadence if cadence is None else cadence)
         self.store = store
         self._model = model
+        # There may be none, and the control that repeats the semantic tokens reads no frames.
+        prior = getattr(model, "prior", None)
+        self._has_features = prior is not None and not getattr(prior, "reads_semantic", False)
+        if self.cadence > 1 and not self._has_features:
+            raise ContractError(
+                f"prior.cadence is {self.cadence}, but the policy has no prior that runs on its own; "
+                "set it to 1"
+            )
         self._max_episodes = max_episodes
         self._kept: OrderedDict[int, tuple[int, Tensor]] = OrderedDict()
         """By episode: the inference at which the prior ran, and its features (v, n, c)."""
 
     def __call__(
         self, pixels: Tensor, batch: Sequence[Observation], *, keys: Sequence[int]
-    ) -> Tensor:
-        """Return features (b, v, n, c) float32 on the model's device.
+    ) -> Tensor | None:
+        """Return features (b, v, n, c) float32 on the model's device; None where frames have none.
 
         Args:
             pixels: (b, v, 3, h, w) of these observations, as the model takes them.
@@ -71,6 +80,8 @@ class PriorReader:
         Raises:
             EnvFault: An inference builds on one that this process did not see.
         """
+        if not self._has_features:
+            return None
         due = [i for i, seen in enumerate(batch) if self._is_due(seen)]
         if len(due) == len(batch):
             features = self._read(pixels, keys)

@@ -25,19 +25,33 @@ class Recipe:
     arms: tuple[str, ...] = (FULL_ARM,)
     n_threads: int = 1
     """Threads of the policy on the CPU."""
+    prior_cadence: int | None = None
+    """Overrides the checkpoint's."""
+    feature_store: Path | None = None
+    """Folder of stored prior features, wherever it is made; None stores none."""
+    feature_store_gb: float | None = None
+    """Limit of that folder."""
 
     def __call__(self) -> dict[str, VegaPolicy]:
         """Load the checkpoint once and return the policy of each arm.
 
         Raises:
             CheckpointError: See `from_pretrained`.
+            ContractError: The prior has nothing to store, or cannot have a cadence.
         """
         import torch
 
         from vega_policy.policy.pretrained import from_pretrained
+        from vega_policy.policy.prior_reader import PriorReader
+        from vega_policy.vision.prior.store import FeatureStore, PriorIdentity
 
         torch.set_num_threads(self.n_threads)
         policy = from_pretrained(
             self.folder, device=self.device, unnorm_key=self.unnorm_key, expected=self.expected
         )
+        store = None
+        if self.feature_store is not None:
+            identity = PriorIdentity.of(policy.model.prior)
+            store = FeatureStore(self.feature_store, identity, max_gb=self.feature_store_gb)
+        policy.prior_reader = PriorReader(policy.model, store=store, cadence=self.prior_cadence)
         return {arm: policy.arm(arm) for arm in self.arms}

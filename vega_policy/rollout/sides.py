@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from vega_policy.rollout.plan import Job
 
-NOTED_DEFINES = ("device", "camera_px")
+NOTED_DEFINES = ("device", "camera_px", "prior_cadence")
 """What of a run's definition comes with the policy and is worth a note where it differs: a
-checkpoint says how large its images are."""
+checkpoint says how large its images are, and a run without a cadence has the prior run each time."""
 POLICY_DEFINES = ("checkpoint_sha256", "unnorm_key", *NOTED_DEFINES)
 """What of a run's definition belongs to the policy: it may differ, that is what is compared."""
 POLICY_VERSIONS = ("vega-policy", "torch", "transformers", "diffusers", "numpy")

@@ -107,19 +107,19 @@ class PriorIdentity:
     """Kind of device it runs on: the last bits differ between kinds."""
 
     @classmethod
-    def of(cls, prior: nn.Module) -> PriorIdentity:
+    def of(cls, prior: nn.Module | None) -> PriorIdentity:
         """Look at a prior; hashing its weights takes about a second per 1.5 GB.
 
         Raises:
             ContractError: It has no weights, so that computing is cheaper than looking up.
         """
-        config: PriorConfig = prior.config  # pyright: ignore[reportAssignmentType] - every prior's
-        first = next(prior.parameters(), None)
-        if first is None:
+        first = None if prior is None else next(prior.parameters(), None)
+        if prior is None or first is None:
             raise ContractError(
-                f"the prior {config.name!r} has no weights, so there is nothing to gain from storing "
-                "its features; run without a feature store"
+                f"a prior without weights ({type(prior).__name__}) has no features worth storing; run "
+                "without a feature store"
             )
+        config: PriorConfig = prior.config  # pyright: ignore[reportAssignmentType] - every prior's
         return cls(
             fingerprint=prior_fingerprint(prior, asdict(config)),
             shape=(config.grid**2, config.width),
