@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vega_policy.policy.head import HeadConfig
+from vega_policy.policy.heads import HeadConfig
 from vega_policy.spec import CAMERAS, ActionSpec, ContractError
 from vega_policy.spec.names import nearest, require_name
 from vega_policy.vision.fusion import FusionConfig
@@ -91,6 +91,14 @@ class PolicyConfig:
     def n_vision_tokens(self) -> int:
         """Vision tokens of all cameras."""
         return len(self.cameras) * self.semantic.grid**2
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens of the longest prompt, BOS included, that the language model's context holds."""
+        vision = self.n_vision_tokens * (2 if self.fusion.name == "sequence_concat" else 1)
+        extra = bool(self.proprio_size) + (self.head.kind == "diffusion")
+        slots = self.action.horizon * self.action.size
+        return self.language.max_positions - vision - extra - slots - 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary (tuples become lists)."""
