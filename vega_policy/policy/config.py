@@ -114,9 +114,16 @@ class PolicyConfig:
             ContractError: A key is unknown or a value has the wrong type; all are listed at once.
         """
         values = dict(values)
-        base = cls.preset(str(values.pop("preset", "nano")))
+        return cls.preset(str(values.pop("preset", "nano"))).changed(values)
+
+    def changed(self, values: Mapping[str, Any]) -> PolicyConfig:
+        """Return this configuration with some settings replaced; groups are nested mappings.
+
+        Raises:
+            ContractError: A key is unknown or a value has the wrong type; all are listed at once.
+        """
         problems: list[str] = []
-        config = _merge(base, values, "", problems)
+        config = _merge(self, values, "", problems)
         if problems:
             raise ContractError("policy configuration: " + "; ".join(problems))
         return config
