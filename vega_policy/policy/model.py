@@ -10,14 +10,17 @@ of the prior, ``d`` width of the language model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from vega_policy.policy.head import L1Head, ProprioProjector
+from vega_policy.policy.heads import DiffusionHead, Draws, build_head
+from vega_policy.policy.token_projector import TokenProjector
 from vega_policy.vision.attention import use_our_attention
 from vega_policy.vision.stream import VisionStream
 
@@ -39,12 +42,27 @@ class ModelOutput:
     """What one pass gives."""
 
     actions: Tensor
-    """(b, t, a) normalised actions: six numbers in about [-1, 1], the gripper in about [0, 1]."""
+    """(b, t, a) float32 normalised actions: six numbers in about [-1, 1], the gripper in about
+    [0, 1]. Of a diffusion head with targets, the estimate from a single step of the chain."""
     gate: Tensor | None
     """(b, v * n) weight of the semantic stream per vision token, in [0, 1]; None where the fusion
     rule has no gate."""
     loss: Tensor | None = None
     """Scalar float32 training loss; only where targets were given."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What stays the same in every pass of the language model over one batch."""
+
+    front: Tensor
+    """(b, f, d) BOS, vision and proprio."""
+    prompt: Tensor
+    """(b, l - 1, d) the prompt without BOS."""
+    end: Tensor
+    """(b, 1, d) EOS."""
+    mask: Tensor | None
+    """(b, l) True for prompt tokens, BOS included; None where nothing is padding."""
 
 
 class VegaModel(nn.Module):
@@ -55,6 +73,10 @@ class VegaModel(nn.Module):
     one that is not padding. The head reads the hidden states one place to the left of the slots, a
     habit the checkpoints keep from autoregression: the last prompt token's first, the last slot's
     never.
+
+    Variants change single places of it. Without proprioception its token is absent. A diffusion
+    head puts a token for the noise level behind proprio and noisy actions into the slots, and asks
+    once per step of its chain. A discrete head reads words. With FiLM the towers see the prompt.
 
     Prompts of a batch are padded on the right; padding is masked and takes no position, so it does
     not change the answer.
@@ -71,16 +93,19 @@ class VegaModel(nn.Module):
         self.config = config
         width = config.language.width
         self.vision = VisionStream(config.vision, width=width, prior=prior)
-        self.proprio = ProprioProjector(size=config.proprio_size, width=width)
+        self.proprio: TokenProjector | None = None
+        if config.proprio_size:
+            self.proprio = TokenProjector(size=config.proprio_size, width=width)
         self.language = LlamaModel(_llama(config.language))
+        self.lm_head: nn.Linear | None = None
+        if config.head.kind == "discrete":
+            self.lm_head = nn.Linear(width, config.language.vocab_size, bias=False)
+            nn.init.normal_(self.lm_head.weight, std=config.language.init_std)
         self.slots: nn.Parameter | None = None
         if config.language.slots == "learned":
             self.slots = nn.Parameter(torch.randn(self.n_slots, width) * config.language.init_std)
-        self.head = L1Head(
-            source=width,
-            width=config.head.width,
-            n_blocks=config.head.n_blocks,
-            action_size=config.action.size,
+        self.head = build_head(
+            config.head, source=width, action=config.action, vocab_size=config.language.vocab_size
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
@@ -90,7 +115,7 @@ class VegaModel(nn.Module):
 
     def cast(self, dtype: torch.dtype) -> None:
         """Cast every weight but the frozen prior's, whose features must not change."""
-        parts: list[nn.Module] = [self.proprio, self.language, self.head]
+        parts = [m for name, m in self.named_children() if name != "vision"]
         parts += [m for name, m in self.vision.named_children() if name != "prior"]
         for module in parts:
             module.to(dtype)
@@ -131,77 +156,177 @@ class VegaModel(nn.Module):
         """
         return self.vision.prior_features(pixels, keys=keys)
 
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute the blocks of the language model and both towers in the backward pass.
+
+        Costs about a third more time, saves most of the memory of a training step. Only in training
+        mode.
+        """
+        for part in (self.language, *self.vision.semantic.towers):
+            part.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations again."""
+        for part in (self.language, *self.vision.semantic.towers):
+            part.gradient_checkpointing_disable()
+
     def forward(
         self,
         pixels: Tensor,
-        proprio: Tensor,
+        proprio: Tensor | None,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None = None,
         prior_features: Tensor | None = None,
         keys: Sequence[int] | None = None,
         *,
         targets: Tensor | None = None,
-        shut_out_prior: bool = False,
+        step: int = 0,
+        draws: Draws | None = None,
+        shut_out_prior: bool | Tensor = False,
     ) -> ModelOutput:
         """Predict one chunk per observation.
 
         Args:
             pixels: (b, v, 3, h, w) RGB in [0, 255], uint8 or float, of the model's size.
-            proprio: (b, proprio_size) normalised.
+            proprio: (b, proprio_size) normalised; not looked at by a model without proprioception.
             input_ids: (b, l) prompt, BOS first, padded on the right, without EOS.
-            attention_mask: (b, l) 1 for prompt tokens, 0 for padding.
+            attention_mask: (b, l) 1 for prompt tokens, 0 for padding; None where nothing is padding,
+                which is faster. Leave it on the CPU: whether it holds padding is then known without
+                waiting for the GPU.
             prior_features: (b, v, n, c) from `prior_features`; None runs the prior.
-            keys: One integer per observation, for a prior with keyed noise.
+            keys: One integer per observation, for a prior with keyed noise and a diffusion head.
             targets: (b, t, a) normalised expert actions; given, the output carries the loss. Inside
                 `forward`, since a distributed wrapper only sees what passes through it.
-            shut_out_prior: Clamp the gate to the semantic side.
+            step: Of the training; gives a diffusion head other noise for the same keys.
+            draws: Noise of a diffusion head; None draws it from keys and step.
+            shut_out_prior: Leave the semantic tokens alone; a (b,) bool tensor does so for single
+                observations.
+
+        Raises:
+            ValueError: The number of images is not that of the policy's cameras, or keys or
+                proprioception are missing.
         """
-        fused = self.vision(
-            pixels, prior_features=prior_features, keys=keys, shut_out_prior=shut_out_prior
+        if pixels.shape[1] != len(self.config.cameras):
+            raise ValueError(
+                f"there are {pixels.shape[1]} images per observation, the policy sees "
+                f"{len(self.config.cameras)} ({', '.join(self.config.cameras)}); pass these"
+            )
+        if isinstance(self.head, DiffusionHead) and draws is None and keys is not None:
+            draws = self.head.draw(keys, step=step)
+        return self.core(
+            pixels,
+            proprio,
+            input_ids,
+            _padding(attention_mask, device=input_ids.device),
+            prior_features,
+            keys,
+            targets=targets,
+            draws=draws,
+            shut_out_prior=shut_out_prior,
         )
-        embedded = self.language.embed_tokens(input_ids)
-        b, _, d = embedded.shape
-        n_slots = self.n_slots
-        dtype = embedded.dtype
-        slots = embedded.new_zeros(n_slots, d) if self.slots is None else self.slots.to(dtype)
-        end = torch.full((b, 1), EOS, device=input_ids.device)
+
+    def core(
+        self,
+        pixels: Tensor,
+        proprio: Tensor | None,
+        input_ids: Tensor,
+        mask: Tensor | None,
+        prior_features: Tensor | None = None,
+        keys: Sequence[int] | None = None,
+        *,
+        targets: Tensor | None = None,
+        draws: Draws | None = None,
+        shut_out_prior: bool | Tensor = False,
+    ) -> ModelOutput:
+        """Do the work of `forward`; the part to compile or to capture in a CUDA graph.
+
+        Shapes alone decide what happens, and nothing waits for the device, provided that the prior's
+        features are given. The prompt's length is a shape: pad to a few lengths to compile for few.
+        The chain of a diffusion head repeats the language model; compile ``language`` there.
+
+        Args:
+            pixels: See `forward`; so are the arguments without a line here.
+            proprio: See `forward`.
+            input_ids: See `forward`.
+            mask: (b, l) bool, True for prompt tokens; None where nothing is padding.
+            prior_features: See `forward`.
+            keys: For a prior with keyed noise that has yet to run.
+            targets: See `forward`.
+            draws: Noise of a diffusion head.
+            shut_out_prior: See `forward`.
+        """
+        embedded = self.language.embed_tokens(functional.pad(input_ids, (0, 1), value=EOS))
+        fused = self.vision(
+            pixels,
+            prior_features=prior_features,
+            keys=keys,
+            shut_out_prior=shut_out_prior,
+            condition=_mean(embedded, mask) if self.config.semantic.film else None,
+        )
+        front = [embedded[:, :1], fused.tokens]
+        if self.proprio is not None:
+            if proprio is None:
+                raise ValueError(
+                    f"the policy was trained with {self.config.proprio_size} numbers of "
+                    "proprioception and got none; pass them"
+                )
+            front.append(self.proprio(proprio).unsqueeze(1))
+        asked = _Asked(
+            front=torch.cat([x.to(embedded.dtype) for x in front], dim=1),
+            prompt=embedded[:, 1:-1],
+            end=embedded[:, -1:],
+            mask=mask,
+        )
+        actions, loss = self.head.answer(partial(self._read, asked), targets=targets, draws=draws)
+        gate = None if fused.gate is None else fused.gate.squeeze(-1).float()
+        return ModelOutput(actions=actions, gate=gate, loss=loss)
+
+    def _read(
+        self,
+        asked: _Asked,
+        *,
+        slots: Tensor | None = None,
+        time: Tensor | None = None,
+        n_more: int = 0,
+    ) -> Tensor:
+        """Run the language model once; see `heads.Read`."""
+        b, _, d = asked.front.shape
+        if slots is None:
+            slots = asked.end.new_zeros(self.n_slots, d) if self.slots is None else self.slots
+        front = [asked.front] if time is None else [asked.front, time.unsqueeze(1).expand(b, 1, d)]
         sequence = torch.cat(
             [
-                embedded[:, :1],
-                fused.tokens.to(dtype),
-                self.proprio(proprio.to(dtype)).to(dtype),
-                embedded[:, 1:],
-                slots.expand(b, n_slots, d),
-                self.language.embed_tokens(end),
+                *(x.to(asked.end.dtype) for x in front),
+                asked.prompt,
+                slots.to(asked.end.dtype).expand(b, self.n_slots, d),
+                asked.end,
             ],
             dim=1,
         )
-        n_front = 1 + fused.tokens.shape[1] + 1
-        hidden = self._attend(sequence, attention_mask.bool(), n_front=n_front, n_back=n_slots + 1)
-        # The prompt's tail (padding included) starts at n_front; the slots end one before EOS.
-        last = n_front - 2 + attention_mask.sum(1, keepdim=True)
-        first = hidden.gather(1, last.unsqueeze(-1).expand(b, 1, d))
-        start = hidden.shape[1] - n_slots - 1
-        read = torch.cat([first, hidden[:, start : start + n_slots - 1]], dim=1)
-        # In the head's own precision even under autocast: bfloat16 has 8 bits for an action.
-        with torch.autocast(read.device.type, enabled=False):
-            actions = self.head(read.to(self.head.fc_out.weight.dtype))
-        gate = None if fused.gate is None else fused.gate.squeeze(-1).float()
-        actions = actions.float()
-        loss = None if targets is None else (actions - targets).abs().mean()
-        return ModelOutput(actions=actions, gate=gate, loss=loss)
+        n_front = sum(x.shape[1] for x in front)
+        hidden = self._attend(sequence, asked.mask, n_front=n_front, n_back=self.n_slots + 1)
+        # EOS is last and the slots come before it; read from one place to the left of them.
+        start = hidden.shape[1] - self.n_slots - 2
+        read = hidden[:, start : start + self.n_slots + n_more]
+        if asked.mask is not None:
+            # Padding may lie between the last prompt token and the slots.
+            last = n_front - 2 + asked.mask.sum(1).view(b, 1, 1)
+            read = torch.cat([hidden.gather(1, last.expand(b, 1, d)), read[:, 1:]], dim=1)
+        return read if self.lm_head is None else self.lm_head(read)
 
-    def _attend(self, sequence: Tensor, prompt: Tensor, *, n_front: int, n_back: int) -> Tensor:
+    def _attend(
+        self, sequence: Tensor, prompt: Tensor | None, *, n_front: int, n_back: int
+    ) -> Tensor:
         """Return hidden states (b, s, d) after the final norm.
 
         Args:
             sequence: (b, s, d) embedded tokens.
-            prompt: (b, l) True for prompt tokens; the first is BOS.
+            prompt: (b, l) True for prompt tokens, the first is BOS; None where nothing is padding.
             n_front: Tokens before the prompt's second one.
             n_back: Tokens behind the prompt.
         """
         b, s, _ = sequence.shape
-        if bool(prompt.all()):
+        if prompt is None:
             mask = None
             positions = torch.arange(s, device=sequence.device).unsqueeze(0)
         else:
@@ -212,6 +337,27 @@ class VegaModel(nn.Module):
         return self.language(
             inputs_embeds=sequence, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
+
+
+def _padding(attention_mask: Tensor | None, *, device: torch.device) -> Tensor | None:
+    """Return the mask as bool on the device, or None where it is known to hide nothing."""
+    if attention_mask is None:
+        return None
+    if attention_mask.device.type == "cpu" and bool(attention_mask.all()):
+        return None
+    return attention_mask.to(device, torch.bool, non_blocking=True)
+
+
+def _mean(embedded: Tensor, mask: Tensor | None) -> Tensor:
+    """Return (b, d), the mean embedding of BOS, prompt and EOS, of (b, l + 1, d).
+
+    Padding does not count. OpenVLA-OFT averages it in when it trains on batches with padding, and
+    never meets any at evaluation.
+    """
+    if mask is None:
+        return embedded.mean(1)
+    real = functional.pad(mask, (0, 1), value=True).unsqueeze(-1)
+    return (embedded * real).sum(1) / real.sum(1)
 
 
 def _llama(config: LanguageConfig) -> LlamaConfig:

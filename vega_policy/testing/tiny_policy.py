@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vega_policy.policy.config import LanguageConfig, PolicyConfig
-from vega_policy.policy.head import HeadConfig
+from vega_policy.policy.heads import HeadConfig
 from vega_policy.policy.policy import VegaPolicy
 from vega_policy.policy.statistics import Bounds, DatasetStatistics
 from vega_policy.spec import Observation

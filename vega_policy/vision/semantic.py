@@ -1,16 +1,19 @@
 """Semantic towers: DINOv2 with registers and SigLIP, read before their final norm.
 
 Shape legend: ``b`` batch, ``v`` views (cameras), ``n`` tokens of one view, ``h``/``w`` pixels,
-``c`` channels of both towers together.
+``c`` channels of both towers together, ``e`` channels of one, ``d`` width of the language model.
 """
 
 # pyright: basic, reportCallIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
@@ -61,6 +64,10 @@ class SemanticConfig:
     """Side of one token's patch."""
     film: bool = False
     """Every block of both towers is modulated by the instruction (FiLM, the OFT+ variant)."""
+    film_init: Literal["identity", "torch"] = "identity"
+    """Start of the modulation; without effect on a loaded checkpoint. ``identity``: zeros, a fresh
+    one changes nothing. ``torch``: the default of linear layers, as in OpenVLA-OFT, which is no
+    identity although its comments say so."""
     dino: TowerConfig = field(
         default_factory=lambda: TowerConfig(
             width=96,
@@ -103,16 +110,42 @@ class SemanticTowers(nn.Module):
     block of the published towers, so a tower here has one block less than the published one.
     """
 
-    def __init__(self, config: SemanticConfig) -> None:
+    def __init__(self, config: SemanticConfig, *, condition_width: int | None = None) -> None:
+        """Build the towers.
+
+        Args:
+            config: Settings.
+            condition_width: ``d``; needed with FiLM only.
+
+        Raises:
+            ValueError: FiLM is asked for without that width.
+        """
         super().__init__()
         self.config = config
         self.dino = _dino(config)
         self.siglip = _siglip(config)
+        self.dino_film: nn.ModuleList | None = None
+        self.siglip_film: nn.ModuleList | None = None
+        if config.film:
+            if condition_width is None:
+                raise ValueError("FiLM needs the language model's width; pass condition_width")
+            self.dino_film, self.siglip_film = (
+                nn.ModuleList(
+                    _Film(condition_width, tower.width, init=config.film_init)
+                    for _ in range(tower.depth)
+                )
+                for tower in (config.dino, config.siglip)
+            )
 
     @property
     def width(self) -> int:
         """Channels of a returned token."""
         return self.config.width
+
+    @property
+    def towers(self) -> tuple[Dinov2WithRegistersModel, SiglipVisionModel]:
+        """Both transformers, DINO first."""
+        return self.dino, self.siglip
 
     def normalise(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the float32 input of each tower, DINO's first.
@@ -124,17 +157,19 @@ class SemanticTowers(nn.Module):
         dino, siglip = (_standardise(pixels, t) for t in (self.config.dino, self.config.siglip))
         return dino, siglip
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, condition: Tensor | None = None) -> Tensor:
         """Encode every view.
 
         Args:
             pixels: (b, v, 3, h, w) RGB in [0, 255], uint8 or float, ``h = w = image_px``.
+            condition: (b, d) what the blocks are modulated by; with FiLM only.
 
         Returns:
             (b, v, n, c), tokens in row-major order.
 
         Raises:
-            ValueError: The images do not have the size the towers were built for.
+            ValueError: The images do not have the size the towers were built for, or the condition
+                is missing.
         """
         b, v = pixels.shape[:2]
         side = self.config.image_px
@@ -145,20 +180,91 @@ class SemanticTowers(nn.Module):
             )
         for_dino, for_siglip = self.normalise(pixels.flatten(0, 1))
         dtype = self.siglip.embeddings.patch_embedding.weight.dtype
-        dino = self.dino.encoder(self.dino.embeddings(for_dino.to(dtype))).last_hidden_state
+        dino = self.dino.embeddings(for_dino.to(dtype))
+        siglip = self.siglip.embeddings(for_siglip.to(dtype))
+        if self.dino_film is None or self.siglip_film is None:
+            dino = self.dino.encoder(dino).last_hidden_state
+            siglip = self.siglip.encoder(inputs_embeds=siglip).last_hidden_state
+        else:
+            if condition is None:
+                raise ValueError("towers with FiLM need the instruction; pass condition")
+            dino = _modulate(
+                dino, self.dino.encoder.layer, self.dino_film, condition, _modulated_dino_block
+            )
+            siglip = _modulate(
+                siglip,
+                self.siglip.encoder.layers,
+                self.siglip_film,
+                condition,
+                _modulated_siglip_block,
+            )
         dino = dino[:, 1 + self.config.dino.n_registers :]
-        siglip = self.siglip.encoder(
-            inputs_embeds=self.siglip.embeddings(for_siglip.to(dtype))
-        ).last_hidden_state
-        tokens = torch.cat([dino, siglip], dim=-1)
-        return tokens.unflatten(0, (b, v))
+        return torch.cat([dino, siglip], dim=-1).unflatten(0, (b, v))
+
+
+class _Film(nn.Module):
+    """Feature-wise linear modulation (arXiv:1709.07871) of one block by the instruction."""
+
+    def __init__(self, source: int, width: int, *, init: str) -> None:
+        super().__init__()
+        self.scale = nn.Linear(source, width)
+        self.shift = nn.Linear(source, width)
+        if init == "identity":
+            for parameter in self.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, condition: Tensor, *, views: int) -> tuple[Tensor, Tensor]:
+        """Return factor and summand (b * views, 1, e) for (b, d)."""
+        condition = condition.to(self.scale.weight.dtype)
+        factor, summand = 1 + self.scale(condition), self.shift(condition)
+        return (
+            factor.repeat_interleave(views, 0).unsqueeze(1),
+            summand.repeat_interleave(views, 0).unsqueeze(1),
+        )
+
+
+def _modulate(
+    tokens: Tensor,
+    blocks: nn.ModuleList,
+    films: nn.ModuleList,
+    condition: Tensor,
+    run: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Run a tower's blocks with FiLM inside them.
+
+    The libraries' blocks have no place for it, so their parts are called one by one.
+    """
+    views = tokens.shape[0] // condition.shape[0]
+    for block, film in zip(blocks, films, strict=True):
+        factor, summand = (x.to(tokens.dtype) for x in film(condition, views=views))
+        if block.gradient_checkpointing and block.training:
+            tokens = checkpoint(run, block, tokens, factor, summand, use_reentrant=False)
+        else:
+            tokens = run(block, tokens, factor, summand)
+    return tokens
+
+
+def _modulated_dino_block(block: nn.Module, x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
+    x = x + block.layer_scale1(block.attention(block.norm1(x))[0])
+    x = x * factor + summand
+    return x + block.layer_scale2(block.mlp(block.norm2(x)))
+
+
+def _modulated_siglip_block(block: nn.Module, x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
+    x = x + block.self_attn(block.layer_norm1(x), attention_mask=None)[0]
+    x = x * factor + summand
+    return x + block.mlp(block.layer_norm2(x))
 
 
 def _standardise(pixels: Tensor, tower: TowerConfig) -> Tensor:
-    # Made at every call: as buffers the constants would be rounded when the model is cast.
-    mean = torch.tensor(tower.pixel_mean, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(tower.pixel_std, device=pixels.device).view(3, 1, 1)
+    mean, std = (_constant(v, pixels.device) for v in (tower.pixel_mean, tower.pixel_std))
     return (pixels / 255.0 - mean) / std
+
+
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # Made at every call: as a buffer it would be rounded when the model is cast. Filled on the
+    # device: a copy from the host would have the host wait, and cannot be part of a CUDA graph.
+    return torch.cat([torch.full((1, 1, 1), value, device=device) for value in values])
 
 
 def _dino(config: SemanticConfig) -> Dinov2WithRegistersModel:

@@ -68,7 +68,7 @@ class VisionStream(nn.Module):
                 f"set prior.grid={grid}, features are pooled to it"
             )
         self.config = config
-        self.semantic = SemanticTowers(config.semantic)
+        self.semantic = SemanticTowers(config.semantic, condition_width=width)
         self.semantic_projector = _SemanticProjector(
             self.semantic.width, config.projector.semantic_hidden, width
         )
@@ -98,6 +98,7 @@ class VisionStream(nn.Module):
         prior_features: Tensor | None = None,
         keys: Sequence[int] | None = None,
         shut_out_prior: bool = False,
+        condition: Tensor | None = None,
     ) -> Fused:
         """Encode and fuse every view; views follow each other along the token axis.
 
@@ -108,6 +109,7 @@ class VisionStream(nn.Module):
                 with keyed noise, and zeros otherwise.
             shut_out_prior: Clamp the gate to 1, whatever the fusion rule: the tokens are those of
                 the semantic stream, and the prior does not run.
+            condition: (b, d) what FiLM modulates the towers by; of no use without FiLM.
 
         Returns:
             Tokens (b, v * n, d) and gate (b, v * n, 1).
@@ -115,7 +117,7 @@ class VisionStream(nn.Module):
         Raises:
             ValueError: Cached features have the wrong shape, or keyed noise has no keys.
         """
-        semantic = self.semantic_projector(self.semantic(pixels)).flatten(1, 2)
+        semantic = self.semantic_projector(self.semantic(pixels, condition)).flatten(1, 2)
         if shut_out_prior:
             return semantic_only(semantic)
         features = prior_features
