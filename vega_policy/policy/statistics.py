@@ -6,10 +6,11 @@ proprioception.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Floats = NDArray[np.float64]
+Rule = Literal["bounds_q99", "bounds"]
+"""What is mapped to -1 and 1: the 1st and 99th percentile, or the lowest and highest value."""
 _FIELDS = ("mean", "std", "min", "max", "q01", "q99", "mask")
 
 
@@ -37,19 +40,30 @@ class Bounds:
     q99: Floats
     mask: NDArray[np.bool_]
     """False where values pass through untouched (the gripper)."""
+    rule: Rule = "bounds_q99"
+
+    @property
+    def low(self) -> Floats:
+        """What becomes -1."""
+        return self.q01 if self.rule == "bounds_q99" else self.min
+
+    @property
+    def high(self) -> Floats:
+        """What becomes 1."""
+        return self.q99 if self.rule == "bounds_q99" else self.max
 
     def sizes(self) -> dict[str, int]:
         """Return how many numbers each field has; all should agree."""
         return {name: len(getattr(self, name)) for name in _FIELDS}
 
     def normalise(self, values: NDArray[Any], *, clip_unmasked: bool = False) -> Floats:
-        """Map q01 to -1 and q99 to 1, and clip to [-1, 1].
+        """Map `low` to -1 and `high` to 1, and clip to [-1, 1].
 
-        Training and evaluation of OpenVLA-OFT differ in a corner: evaluation clips the
-        untouched numbers too.
+        Training and evaluation of OpenVLA-OFT differ in two corners: evaluation clips the untouched
+        numbers too, training makes a number that never varied 0 (`normalise_target`).
         """
         x = np.asarray(values, dtype=np.float64)
-        scaled = 2.0 * (x - self.q01) / (self.q99 - self.q01 + 1e-8) - 1.0
+        scaled = 2.0 * (x - self.low) / (self.high - self.low + 1e-8) - 1.0
         out = np.where(self.mask, np.clip(scaled, -1.0, 1.0), x)
         return np.clip(out, -1.0, 1.0) if clip_unmasked else out
 
@@ -61,7 +75,8 @@ class Bounds:
     def unnormalise(self, values: NDArray[Any]) -> Floats:
         """Invert `normalise` in float64, without clipping."""
         y = np.asarray(values, dtype=np.float64)
-        return np.where(self.mask, 0.5 * (y + 1.0) * (self.q99 - self.q01 + 1e-8) + self.q01, y)
+        scaled = 0.5 * (y + 1.0) * (self.high - self.low + 1e-8) + self.low
+        return np.where(self.mask, scaled, y)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -70,7 +85,7 @@ class Bounds:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Bounds:
         """Read statistics back; an absent mask is all True, as in published proprioception."""
-        arrays = {
+        arrays: dict[str, Any] = {
             name: np.asarray(values[name], dtype=np.float64)
             for name in ("mean", "std", "min", "max", "q01", "q99")
         }
@@ -80,13 +95,24 @@ class Bounds:
 
 @dataclass(frozen=True, eq=False)
 class DatasetStatistics:
-    """Statistics of one data set (BOUNDS_Q99 of OpenVLA-OFT)."""
+    """Statistics of one data set."""
 
     action: Bounds
     """Of training targets: six masked-in numbers, then the gripper (1 open, 0 closed), untouched."""
     proprio: Bounds
     num_transitions: int
     num_trajectories: int
+
+    def by(self, rule: Rule) -> DatasetStatistics:
+        """Return the same statistics, to be normalised with by another rule.
+
+        A file of statistics does not hold the rule; the policy's configuration does.
+        """
+        return dataclasses.replace(
+            self,
+            action=dataclasses.replace(self.action, rule=rule),
+            proprio=dataclasses.replace(self.proprio, rule=rule),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary in the published layout."""
@@ -135,11 +161,11 @@ def load_statistics(path: Path | str) -> dict[str, DatasetStatistics]:
 
 
 def choose_key(statistics: Mapping[str, DatasetStatistics], wanted: str | None) -> str:
-    """Return the entry to normalise with; ``_no_noops`` is tried as a suffix.
+    """Return the entry to normalise with.
 
     Args:
         statistics: What the checkpoint carries.
-        wanted: A data set's name; None is allowed where there is only one.
+        wanted: Name of a data set or suite; None is allowed where there is only one.
 
     Raises:
         CheckpointError: The name is unknown, or absent where there are several.
@@ -151,7 +177,12 @@ def choose_key(statistics: Mapping[str, DatasetStatistics], wanted: str | None) 
             f"the checkpoint carries statistics of {len(statistics)} data sets and none was chosen; "
             f"set unnorm_key to one of {', '.join(sorted(statistics))}"
         )
-    for name in (wanted, f"{wanted}_no_noops"):
-        if name in statistics:
-            return name
-    raise CheckpointError(f"unknown unnorm_key {wanted!r}; {nearest(wanted, statistics)}")
+    key = key_of_suite(statistics, wanted)
+    if key is None:
+        raise CheckpointError(f"unknown unnorm_key {wanted!r}; {nearest(wanted, statistics)}")
+    return key
+
+
+def key_of_suite(statistics: Mapping[str, DatasetStatistics], suite: str) -> str | None:
+    """Return the entry of a suite, or None; OpenVLA-OFT's names end in ``_no_noops``."""
+    return next((k for k in (suite, f"{suite}_no_noops") if k in statistics), None)
