@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from vega_policy.policy.config import LanguageConfig, PolicyConfig
-    from vega_policy.vision.prior import WanPrior, ZeroPrior
+    from vega_policy.vision.prior import AnyPrior
 
 BOS, EOS, PAD = 1, 2, 0
 """Ids of our own tokenizer; a published checkpoint brings its own padding id, which is never read."""
@@ -82,7 +82,7 @@ class VegaModel(nn.Module):
     not change the answer.
     """
 
-    def __init__(self, config: PolicyConfig, *, prior: WanPrior | ZeroPrior | None = None) -> None:
+    def __init__(self, config: PolicyConfig, *, prior: AnyPrior | None = None) -> None:
         """Build the model.
 
         Args:
@@ -136,15 +136,15 @@ class VegaModel(nn.Module):
         return self.config.action.horizon * self.config.action.size
 
     @property
-    def prior(self) -> WanPrior | ZeroPrior:
-        """The frozen prior."""
+    def prior(self) -> AnyPrior | None:
+        """The frozen prior; None with fusion ``none``."""
         return self.vision.prior
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """Return every weight but the frozen prior's."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith(PRIOR_PREFIX)}
 
-    def prior_features(self, pixels: Tensor, *, keys: Sequence[int] | None = None) -> Tensor:
+    def prior_features(self, pixels: Tensor, *, keys: Sequence[int] | None = None) -> Tensor | None:
         """Return what `forward` takes as ``prior_features``, for a cache.
 
         Args:
@@ -152,7 +152,8 @@ class VegaModel(nn.Module):
             keys: As in `forward`.
 
         Returns:
-            (b, v, n, c) float32.
+            (b, v, n, c) float32; None where frames have no features: without a prior, or with the
+            control that reads semantic tokens.
         """
         return self.vision.prior_features(pixels, keys=keys)
 

@@ -74,7 +74,8 @@ class VegaPolicy(nn.Module):
         super().__init__()
         self.model = model
         self.processor = Processor(model.config, tokenizer, image_transform=image_transform)
-        self.statistics = dict(statistics)
+        rule = model.config.normalisation
+        self.statistics = {name: entry.by(rule) for name, entry in statistics.items()}
         self.unnorm_key = choose_key(self.statistics, unnorm_key)
         self.max_batch = max_batch
         self.prior_reader = PriorReader(model)
@@ -116,7 +117,9 @@ class VegaPolicy(nn.Module):
             seed: Of the initial weights; global random state is left as it was.
         """
         tokenizer = train_tokenizer(instructions, vocab_size=config.language.vocab_size)
-        prior = build_prior(config.prior, path=prior_path, seed=seed)
+        prior = None
+        if config.fusion.uses_prior:
+            prior = build_prior(config.prior, path=prior_path, seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = VegaModel(config, prior=prior)

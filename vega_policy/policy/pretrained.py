@@ -80,7 +80,7 @@ def from_pretrained(
             f"checkpoint {folder} does not fit: " + "; ".join(problems) + "; use a checkpoint that "
             "was saved in one piece, for this configuration"
         )
-    prior = build_prior(config.prior, path=folder / PRIOR)
+    prior = build_prior(config.prior, path=folder / PRIOR) if config.fusion.uses_prior else None
     with torch.random.fork_rng(devices=[]):
         model = VegaModel(config, prior=prior)
     model.load_state_dict(load_file(folder / WEIGHTS), strict=False)

@@ -102,11 +102,15 @@ class PriorReader:
 
     def _read(self, pixels: Tensor, keys: Sequence[int]) -> Tensor:
         if self.store is None:
-            return self._model.prior_features(pixels, keys=keys)
-        read = self.store.read(
-            pixels, keys=keys, compute=lambda x, k: self._model.prior_features(x, keys=k)
-        )
+            return self._compute(pixels, keys)
+        read = self.store.read(pixels, keys=keys, compute=self._compute)
         return read.to(pixels.device, torch.float32)
+
+    def _compute(self, pixels: Tensor, keys: Sequence[int]) -> Tensor:
+        features = self._model.prior_features(pixels, keys=keys)
+        if features is None:
+            raise RuntimeError("the model has no prior features, and was found to have some before")
+        return features
 
     def _last(self, seen: Observation) -> Tensor | None:
         """Return the features an observation is to reuse; None where it is due."""

@@ -1,24 +1,18 @@
-"""The baseline: the prior is ignored."""
+"""The baseline: there is no prior."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
-from vega_policy.vision.fusion.fused import Fused
+from vega_policy.vision.fusion.fused import Fused, FusionRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class NoFusion(nn.Module):
-    """Return the semantic tokens; the gate is 1 everywhere and nothing is learned."""
+class NoFusion(FusionRule):
+    """``tokens = semantic``. A policy with this rule builds, loads, runs and saves no prior."""
 
-    def __init__(self, *, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, semantic: Tensor, prior: Tensor) -> Fused:  # noqa: ARG002
+    def forward(self, semantic: Tensor, prior: Tensor | None = None) -> Fused:  # noqa: ARG002
         """Return ``semantic`` (b, n, d) as it is."""
-        return semantic_only(semantic)
-
-
-def semantic_only(semantic: Tensor) -> Fused:
-    """Return ``semantic`` (b, n, d) with a gate of 1 everywhere."""
-    return Fused(tokens=semantic, gate=semantic.new_ones(*semantic.shape[:-1], 1))
+        return Fused(tokens=semantic, gate=None)
