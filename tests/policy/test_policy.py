@@ -126,11 +126,6 @@ def test_the_fast_transform_resizes_and_keeps_images_of_the_right_size(policy, b
     assert fast.processor([large]).pixels.shape == (1, 2, 3, 32, 32)
 
 
-def test_the_exact_transform_says_that_it_is_not_there():
-    with pytest.raises(ContractError, match="not available in this version"):
-        tiny_policy(config=dataclasses.replace(tiny_config(), image_transform="exact"))
-
-
 def test_actions_that_are_not_finite_are_a_fault_of_the_policy(batch):
     policy = tiny_policy()
     with torch.no_grad():

@@ -1,18 +1,15 @@
 """Each probe fails on the policy that is broken in its way, and on no other."""
 
 import dataclasses
-import io
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AttentionInterface
 
-from vega_policy.policy import probes
+from vega_policy.policy import image_path, probes
 from vega_policy.policy.policy import VegaPolicy
 from vega_policy.policy.probes import _image_path, checks
-from vega_policy.policy.processor import Processor
 from vega_policy.rollout.doctor import policy_checks
 from vega_policy.testing.tiny_policy import (
     tiny_config,
@@ -98,7 +95,7 @@ def test_attention_that_is_causal_with_padding_only_is_caught(policy, observatio
     whole = type(policy.model)._attend
 
     def attend(self, sequence, prompt, **counts):
-        if bool(prompt.all()):
+        if prompt is None:
             return whole(self, sequence, prompt, **counts)
         s = sequence.shape[1]
         triangle = torch.ones(s, s, dtype=torch.bool).tril().expand(len(sequence), 1, s, s)
@@ -232,32 +229,22 @@ def test_another_image_path_than_in_training_is_caught(policy, observations):
 
 
 def test_a_crop_the_policy_was_not_trained_with_is_caught(policy, observations, monkeypatch):
-    resize = policy.processor._resize
+    transform = policy.processor._transform
 
-    def cropped(image):
-        inner = resize(image)[:, 1:-1, 1:-1]
+    def cropped(images):
+        inner = transform(images)[..., 1:-1, 1:-1]
         return torch.nn.functional.pad(inner, (1, 1, 1, 1))
 
-    monkeypatch.setattr(policy.processor, "_resize", cropped)
+    monkeypatch.setattr(policy.processor, "_transform", cropped)
     failed, _, said = outcome(policy, observations)
     assert failed == ["image_path"]
     assert "is cut off" in said
 
 
-def test_a_crop_behind_jpeg_does_not_see_the_border(policy, observations, monkeypatch):
+@pytest.mark.parametrize("transform", ["exact", "fast"])
+def test_a_policy_that_crops_does_not_see_the_border(policy, observations, monkeypatch, transform):
     """The order of the published evaluation: compress, resize, crop the centre."""
-    cut, levels = 3, probes._LEVELS
-
-    def published(image):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, format="JPEG", quality=95)
-        pixels = np.asarray(
-            Image.open(buffer).resize((4 * cut + 20,) * 2, Image.Resampling.LANCZOS)
-        )
-        centre = Image.fromarray(pixels[cut:-cut, cut:-cut])
-        side = policy.config.image_px
-        return torch.from_numpy(np.array(centre.resize((side, side)))).permute(2, 0, 1)
-
+    levels = probes._LEVELS
     noise = np.random.default_rng(0)
     large = [
         dataclasses.replace(
@@ -266,15 +253,15 @@ def test_a_crop_behind_jpeg_does_not_see_the_border(policy, observations, monkey
         )
         for o in observations
     ]
-    monkeypatch.setattr(policy.processor, "_resize", published)
-    monkeypatch.setattr(policy.processor, "image_transform", "exact")
-    exact = dataclasses.replace(policy.config, image_transform="exact")
-    monkeypatch.setattr(type(policy), "config", exact)
+    cropping = dataclasses.replace(policy.config, image_transform=transform, centre_crop=True)
+    monkeypatch.setattr(type(policy), "config", cropping)
+    monkeypatch.setattr(policy.processor, "config", cropping)
+    monkeypatch.setattr(policy.processor, "image_transform", transform)
     assert _image_path(policy, large).status == "ok"
-    monkeypatch.setattr(probes, "_LEVELS", 0)  # the compression does carry something inwards
+    monkeypatch.setattr(probes, "_LEVELS", 0)  # compression and filter do carry something inwards
     assert _image_path(policy, large).status == "failed"
     monkeypatch.setattr(probes, "_LEVELS", levels)
-    monkeypatch.setattr(policy.processor, "_resize", Processor._resize.__get__(policy.processor))
+    monkeypatch.setattr(image_path, "centre_crop", lambda images: images)
     assert "reaches a policy trained on its centre" in _image_path(policy, large).found
 
 

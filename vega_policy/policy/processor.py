@@ -6,16 +6,19 @@ proprioception.
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from vega_policy.policy import image_path
+from vega_policy.policy.config import ImageTransform
 from vega_policy.policy.tokenizer import prompt_of
-from vega_policy.spec import ContractError
+from vega_policy.spec import CAMERAS, ContractError
+from vega_policy.spec.names import require_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,8 +26,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-    from vega_policy.policy.config import ImageTransform, PolicyConfig
+    from vega_policy.policy.config import PolicyConfig
     from vega_policy.spec import Observation
+
+IMAGE_TRANSFORMS: tuple[str, ...] = typing.get_args(ImageTransform)
+_MOST_PROMPTS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +65,18 @@ class Processor:
             image_transform: Overrides the configuration's.
 
         Raises:
-            ContractError: The image transform is not available.
+            ContractError: No image transform has this name.
         """
         self.config = config
         self.tokenizer = tokenizer
         self.image_transform = image_transform or config.image_transform
-        if self.image_transform not in ("none", "fast"):
-            raise ContractError(
-                f"image_transform {self.image_transform!r} is not available in this version; "
-                "set image_transform=none for images of the model's size or fast to resize them"
-            )
+        require_name(self.image_transform, IMAGE_TRANSFORMS, what="image_transform")
+        self.prompt_lengths: tuple[int, ...] = ()
+        """Lengths that prompts are padded to, rising; longer ones and an empty tuple leave the
+        longest of a batch to decide. A compiled model is compiled once per length."""
+        self._prompts: dict[str, list[int]] = {}
+        padding: Any = tokenizer.pad_token_id
+        self._padding = int(padding or 0)
 
     def check(self, batch: Sequence[Observation]) -> None:
         """Refuse observations that are not what the policy was trained with.
@@ -84,59 +92,99 @@ class Processor:
     def __call__(self, batch: Sequence[Observation]) -> Inputs:
         """Turn observations, which passed `check`, into tensors."""
         ids, mask = self.tokenise([o.instruction for o in batch])
-        images = [self.images(o.images) for o in batch]
+        cameras = self.config.cameras
+        pixels = self._transform([o.images[name] for o in batch for name in cameras])
         proprio = np.stack([np.asarray(o.proprio, dtype=np.float32) for o in batch])
-        return Inputs(torch.stack(images), torch.from_numpy(proprio), ids, mask)
+        return Inputs(
+            pixels.unflatten(0, (len(batch), len(cameras))), torch.from_numpy(proprio), ids, mask
+        )
 
     def tokenise(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return ids and mask, both (b, l) int64, of the prompts of these instructions."""
-        encoded = self.tokenizer(
-            [prompt_of(i) for i in instructions],
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-        )
-        return encoded["input_ids"], encoded["attention_mask"]
+        prompts = [self._prompt_ids(i) for i in instructions]
+        longest = max(map(len, prompts))
+        length = next((n for n in self.prompt_lengths if n >= longest), longest)
+        ids = torch.full((len(prompts), length), self._padding)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.tensor(prompt)
+            mask[row, : len(prompt)] = 1
+        return ids, mask
 
     def images(self, images: Mapping[str, NDArray[np.uint8]]) -> Tensor:
         """Return (v, 3, px, px) uint8 of (h, w, 3) images, cameras in the policy's order."""
-        return torch.stack([self._resize(images[name]) for name in self.config.cameras])
+        return self._transform([images[name] for name in self.config.cameras])
 
-    def _resize(self, image: NDArray[np.uint8]) -> Tensor:
-        pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)  # may be read-only
-        side = self.config.image_px
-        if pixels.shape[1:] == (side, side):
-            return pixels
-        resized = functional.interpolate(
-            pixels[None].float(), (side, side), mode="bicubic", antialias=True
-        )
-        return resized[0].round().clamp(0, 255).to(torch.uint8)
+    def _transform(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        px = self.config.image_px
+        if self.image_transform == "exact":
+            return image_path.exact(images, px=px)
+        if self.image_transform == "fast":
+            return image_path.fast(images, px=px, crop=self.config.centre_crop)
+        return image_path.planes(images)
+
+    def _prompt_ids(self, instruction: str) -> list[int]:
+        """Return the ids of an instruction's prompt; an episode asks for the same one every time."""
+        found = self._prompts.get(instruction)
+        if found is None:
+            if len(self._prompts) >= _MOST_PROMPTS:
+                self._prompts.clear()
+            found = list(self.tokenizer(prompt_of(instruction))["input_ids"])
+            self._prompts[instruction] = found
+        return found
 
     def _problems(self, observation: Observation, name: str) -> list[str]:
         """List what is wrong with an observation."""
-        problems: list[str] = []
-        side = self.config.image_px
+        problems = [
+            f"{name} has an image {other!r}, which is no camera of this policy; pass "
+            f"{', '.join(self.config.cameras)}"
+            for other in observation.images
+            if other not in (*self.config.cameras, *CAMERAS)
+        ]
         for camera in self.config.cameras:
             image: Any = observation.images.get(camera)
             if image is None:
                 problems.append(
-                    f"{name} has no camera {camera!r} (it has {', '.join(observation.images)}); "
-                    "the checkpoint was trained with it and no image can stand in for it"
+                    f"{name} has no camera {camera!r} (it has "
+                    f"{', '.join(observation.images) or 'none'}); the checkpoint was trained with "
+                    "it and no image can stand in for it"
                 )
-            elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                problems.append(
-                    f"{name}, camera {camera!r}: image is {image.dtype} {image.shape}, expected "
-                    "uint8 (h, w, 3)"
-                )
-            elif self.image_transform == "none" and image.shape[:2] != (side, side):
-                problems.append(
-                    f"{name}, camera {camera!r}: image is {image.shape[:2]}, the model's size is "
-                    f"({side}, {side}); render at that size or set image_transform=fast"
-                )
-        found = np.shape(observation.proprio)
-        if found != (self.config.proprio_size,):
+            else:
+                problems += self._image_problems(image, f"{name}, camera {camera!r}")
+        found, size = np.shape(observation.proprio), self.config.proprio_size
+        if size and found != (size,):
             problems.append(
-                f"{name}: proprio is {found}, the checkpoint was trained with "
-                f"({self.config.proprio_size},); see spec.Observation for its layout"
+                f"{name}: proprio is {found}, the checkpoint was trained with ({size},); see "
+                "spec.Observation for its layout"
             )
-        return problems
+        return problems + self._instruction_problems(observation.instruction, name)
+
+    def _image_problems(self, image: object, where: str) -> list[str]:
+        side = self.config.image_px
+        if not isinstance(image, np.ndarray):
+            return [f"{where}: image is a {type(image).__name__}, expected uint8 (h, w, 3)"]
+        is_picture = image.ndim == 3 and image.shape[2] == 3 and image.size > 0
+        if image.dtype != np.uint8 or not is_picture:
+            return [
+                f"{where}: image is {image.dtype} {image.shape}, expected uint8 (h, w, 3), RGB in "
+                "0 to 255"
+            ]
+        if self.image_transform == "none" and image.shape[:2] != (side, side):
+            return [
+                f"{where}: image is {image.shape[:2]}, the model's size is ({side}, {side}); "
+                "render at that size or set image_transform=fast"
+            ]
+        return []
+
+    def _instruction_problems(self, instruction: object, name: str) -> list[str]:
+        if not isinstance(instruction, str) or not instruction.strip():
+            return [f"{name}: instruction is {instruction!r}, expected the task in words"]
+        most = self.config.max_prompt_tokens
+        found = len(self._prompt_ids(instruction))
+        if found > most:
+            return [
+                f"{name}: the instruction makes a prompt of {found} tokens, the context of "
+                f"{self.config.language.max_positions} has room for {most} beside images and "
+                "actions; shorten it"
+            ]
+        return []
