@@ -1,19 +1,51 @@
-"""Priors: frozen features of generative backbones, and a control that carries no image."""
+"""Priors: frozen features of generative backbones, their rivals, and controls without an image."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from vega_policy.spec.names import require_name
-from vega_policy.vision.prior.config import PRIORS, Prior, PriorConfig, WanDims
+from vega_policy.vision.prior.config import (
+    PRIORS,
+    Prior,
+    PriorConfig,
+    UNetDims,
+    VaeDims,
+    VitDims,
+    WanDims,
+)
+from vega_policy.vision.prior.dinov3 import Dinov3Prior
+from vega_policy.vision.prior.frozen import FrozenPrior, WeightlessPrior
+from vega_policy.vision.prior.image_vae import VaePrior
 from vega_policy.vision.prior.layer_norm import LayerNormPrior
+from vega_policy.vision.prior.noise import NoisePrior
+from vega_policy.vision.prior.precomputed import PrecomputedPrior
+from vega_policy.vision.prior.sd21 import Sd21Prior
+from vega_policy.vision.prior.svd import SvdPrior
+from vega_policy.vision.prior.vace import VacePrior
+from vega_policy.vision.prior.vjepa2 import VJepa2Prior
 from vega_policy.vision.prior.wan import WanPrior
 from vega_policy.vision.prior.zero import ZeroPrior
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-AnyPrior = WanPrior | ZeroPrior | LayerNormPrior
+AnyPrior = FrozenPrior
+"""What `build_prior` returns: every prior, weightless controls included, has this base."""
+
+_KINDS: dict[str, type[FrozenPrior]] = {
+    "wan": WanPrior,
+    "vace": VacePrior,
+    "sd21": Sd21Prior,
+    "svd": SvdPrior,
+    "vae": VaePrior,
+    "dinov3": Dinov3Prior,
+    "vjepa2": VJepa2Prior,
+    "precomputed": PrecomputedPrior,
+    "noise": NoisePrior,
+    "layer_norm": LayerNormPrior,
+    "zero": ZeroPrior,
+}
 
 
 def build_prior(config: PriorConfig, *, path: Path | str | None = None, seed: int = 0) -> AnyPrior:
@@ -21,30 +53,41 @@ def build_prior(config: PriorConfig, *, path: Path | str | None = None, seed: in
 
     Args:
         config: Settings.
-        path: Directory with its weights; None gives random ones.
+        path: Directory (or hub id, for what the hub has) with its weights; None gives random ones. A
+            prior without weights does not look at it.
         seed: Seed of random weights.
 
     Raises:
-        ContractError: No prior has this name.
+        ContractError: No prior has this name, or its settings contradict each other.
         CheckpointError: ``path`` does not hold the weights the settings describe.
     """
-    if require_name(config.name, PRIORS, what="prior") == "zero":
-        return ZeroPrior(config)
-    if config.name == "layer_norm":
-        return LayerNormPrior(config)
+    kind = _KINDS[require_name(config.name, PRIORS, what="prior")]
     if path is None:
-        return WanPrior.from_config(config, seed=seed)
-    return WanPrior.load(path, config)
+        return kind.from_config(config, seed=seed)
+    return kind.load(path, config)
 
 
 __all__ = [
     "PRIORS",
     "AnyPrior",
+    "Dinov3Prior",
+    "FrozenPrior",
     "LayerNormPrior",
+    "NoisePrior",
+    "PrecomputedPrior",
     "Prior",
     "PriorConfig",
+    "Sd21Prior",
+    "SvdPrior",
+    "UNetDims",
+    "VJepa2Prior",
+    "VacePrior",
+    "VaeDims",
+    "VaePrior",
+    "VitDims",
     "WanDims",
     "WanPrior",
+    "WeightlessPrior",
     "ZeroPrior",
     "build_prior",
 ]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vega_policy.vision.prior.framing import cover_and_crop, whole_frame
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -84,9 +86,53 @@ class FrozenPrior(nn.Module):
         """
         raise NotImplementedError
 
-    def save(self, path: Path | str) -> None:
-        """Write what the builder reads back."""
+    def framed(self, frames: Tensor, *, multiple: int) -> Tensor:
+        """Return what a network is given of frames (f, 3, h, w): see ``config.align``.
+
+        Args:
+            frames: In [-1, 1].
+            multiple: Sides of the result are multiples of it, for a square or an ``align="upstream"``
+                as far as the settings are.
+        """
+        if self.config.align == "upstream":
+            return cover_and_crop(frames, size=self.config.frame_size)
+        return whole_frame(frames, side=self.config.image_px, multiple=multiple)
+
+    @classmethod
+    def from_config(cls, config: PriorConfig, *, seed: int = 0) -> Self:
+        """Make a prior with random weights of the sizes in ``config``."""
         raise NotImplementedError
+
+    @classmethod
+    def load(cls, path: Path | str, config: PriorConfig) -> Self:
+        """Read what `save` or the publisher wrote.
+
+        Raises:
+            CheckpointError: A part is missing or disagrees with the configuration.
+        """
+        raise NotImplementedError
+
+    def save(self, path: Path | str) -> None:
+        """Write what `load` reads back."""
+        raise NotImplementedError
+
+
+class WeightlessPrior(FrozenPrior):
+    """Base of the priors that have nothing to load: a configuration is all of them."""
+
+    @classmethod
+    def from_config(cls, config: PriorConfig, *, seed: int = 0) -> Self:  # noqa: ARG003
+        """Make the prior; there is nothing random in it."""
+        return cls(config)
+
+    @classmethod
+    def load(cls, path: Path | str, config: PriorConfig) -> Self:  # noqa: ARG003
+        """Make the prior; nothing is read."""
+        return cls(config)
+
+    def save(self, path: Path | str) -> None:  # noqa: ARG002
+        """Write nothing."""
+        return
 
 
 def pool(tokens: Tensor, grid: tuple[int, int], target: int) -> Tensor:

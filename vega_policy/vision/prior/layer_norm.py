@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
 from torch.nn import functional
 
 from vega_policy.spec.errors import ContractError
+from vega_policy.vision.prior.frozen import WeightlessPrior
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vega_policy.vision.prior.config import PriorConfig
+    from torch import Tensor
 
 
-class LayerNormPrior(nn.Module):
+class LayerNormPrior(WeightlessPrior):
     """What a policy gains from layer norm, projector and gate alone, with nothing new to read.
 
     It has no weights and runs no network. ``reads_semantic`` tells the vision stream to pass the
@@ -28,15 +28,6 @@ class LayerNormPrior(nn.Module):
     """
 
     reads_semantic = True
-
-    def __init__(self, config: PriorConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    @property
-    def width(self) -> int:
-        """Channels of a feature: those of both semantic towers together."""
-        return self.config.width
 
     def from_semantic(self, tokens: Tensor) -> Tensor:
         """Return the semantic tokens (b, v, n, c), normalised over ``c`` without learned weights.

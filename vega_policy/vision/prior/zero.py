@@ -4,29 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from vega_policy.vision.prior.frozen import WeightlessPrior
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vega_policy.vision.prior.config import PriorConfig
+    from torch import Tensor
 
 
-class ZeroPrior(nn.Module):
+class ZeroPrior(WeightlessPrior):
     """Zeros of the shape a prior would return."""
 
-    reads_semantic = False
-
-    def __init__(self, config: PriorConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    @property
-    def width(self) -> int:
-        """Channels of a feature."""
-        return self.config.width
-
-    def features(self, frames: Tensor, *, keys: Sequence[int]) -> Tensor:  # noqa: ARG002
-        """Return zeros (b, v, n, c) for frames (b, v, 3, h, w)."""
+    def encode(self, frames: Tensor, *, keys: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:  # noqa: ARG002
+        """Return zeros; see `FrozenPrior.encode`."""
         b, v = frames.shape[:2]
-        return frames.new_zeros(b, v, self.config.grid**2, self.width)
+        side = self.config.grid
+        return frames.new_zeros(b, v, side * side, self.width), (side, side)
