@@ -1,9 +1,8 @@
-"""Features of a frozen prior, computed once per frame.
+"""Features of a frozen prior for the rows of a data set, computed once per frame.
 
-The prior's weights never change while a policy trains and its noise is a function of explicit keys, so
-the features of a frame are too. They lie beside the decoded frames, in a folder named by a hash of
-the prior: another prior, or other weights, gets its own. The cache is resumable: a row counts once
-its features were written.
+They lie in the `FeatureStore` beside the decoded frames, where rollouts may look for them too. What
+belongs to the data alone is kept with the data: the digest of every frame, so that a later opening
+hashes nothing.
 
 Shape legend: ``n`` rows of a file, ``b`` batch, ``v`` cameras, ``t`` tokens per camera, ``c`` width.
 """
@@ -11,20 +10,29 @@ Shape legend: ``n`` rows of a file, ``b`` batch, ``v`` cameras, ``t`` tokens per
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vega_policy.data.progress import Progress
 from vega_policy.spec import ContractError
-from vega_policy.spec.files import write_atomic
+from vega_policy.spec.files import atomic_path
+from vega_policy.vision.prior.store import (
+    DIGEST_BYTES,
+    LAYOUT,
+    TORCH_DTYPES,
+    Compute,
+    FeatureDtype,
+    FeatureStore,
+    PriorIdentity,
+    frame_digest,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -34,36 +42,30 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FeatureDtype = Literal["float16", "bfloat16", "float32"]
-_TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-# NumPy has no bfloat16: its bits are stored as they are.
-_STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}
-
-Compute = Callable[[Tensor, Sequence[int]], Tensor]
-"""Turns (b, v, 3, h, w) uint8 frames and their noise keys into (b, v, t, c) features."""
-
-
-def prior_fingerprint(prior: nn.Module, config: Mapping[str, Any]) -> str:
-    """Hash a frozen prior: its configuration, noise included, and every weight and buffer."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    # Not the state dictionary, which leaves out buffers that are not saved with the weights.
-    tensors = {**dict(prior.named_parameters()), **dict(prior.named_buffers())}
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().tobytes())
-    return digest.hexdigest()[:16]
+FOLDER = "features"
+"""Below the folder of the decoded frames, for all priors and data of it."""
 
 
 class FeatureCache:
-    """Prior features of the rows of a data set, memory-mapped per file."""
+    """Prior features by row, read from the store."""
 
     def __init__(
-        self, dataset: ChunkDataset, arrays: Sequence[NDArray[Any]], *, dtype: FeatureDtype
+        self,
+        dataset: ChunkDataset,
+        stores: Sequence[FeatureStore],
+        *,
+        compute: Compute,
+        batch_size: int,
     ) -> None:
+        """Look up where the features of every row are found; see `open`."""
         self._dataset = dataset
-        self._arrays = list(arrays)
-        self._dtype: FeatureDtype = dtype
+        self._stores = list(stores)
+        self._compute = compute
+        self._batch_size = batch_size
+        self._identity = stores[0].identity
+        self._dtype: FeatureDtype = stores[0].dtype
+        self._addresses = np.concatenate([_addresses(f, self._identity) for f in dataset.files])
+        """(n, v, DIGEST_BYTES) uint8, of all files."""
 
     @classmethod
     def open(
@@ -72,7 +74,7 @@ class FeatureCache:
         *,
         rows: NDArray[np.int64],
         compute: Compute,
-        fingerprint: str,
+        identity: PriorIdentity,
         dtype: FeatureDtype = "float16",
         batch_size: int = 32,
     ) -> FeatureCache:
@@ -81,101 +83,134 @@ class FeatureCache:
         Args:
             dataset: The frames.
             rows: Rows whose features will be asked for; of others nothing is stored.
-            compute: The frozen prior.
-            fingerprint: Of `prior_fingerprint`.
+            compute: The frozen prior; takes uint8 frames.
+            identity: Of that prior.
             dtype: How features are stored; ``float16`` is the most exact of the short ones.
-            batch_size: Frames per call of ``compute``.
+            batch_size: Observations per call of ``compute`` on a GPU. On a CPU it is always one: so
+                features equal those of a rollout to the bit, and larger passes are slower.
 
         Raises:
             ContractError: A feature is not finite in ``dtype``.
+            StorageFault: The disk refuses; what was computed before stays.
         """
-        wanted = np.zeros(dataset.n_rows, dtype=bool)
-        wanted[rows] = True
-        arrays: list[NDArray[Any]] = []
-        spans = zip(dataset.files, dataset.offsets, dataset.offsets[1:], strict=False)
-        for file, begin, end in spans:
-            arrays.append(
-                _fill(
-                    file,
-                    np.flatnonzero(wanted[begin:end]),
-                    compute=compute,
-                    folder=file.folder / f"features-{fingerprint}-{dtype}",
-                    dtype=dtype,
-                    batch_size=batch_size,
-                )
-            )
-        return cls(dataset, arrays, dtype=dtype)
+        roots = [file.folder.parent.parent / FOLDER for file in dataset.files]
+        by_root = {root: FeatureStore(root, identity, dtype=dtype) for root in roots}
+        cache = cls(
+            dataset, [by_root[root] for root in roots], compute=compute, batch_size=batch_size
+        )
+        for number, (begin, end) in enumerate(
+            zip(dataset.offsets, dataset.offsets[1:], strict=False)
+        ):
+            cache._fill(number, rows[(rows >= begin) & (rows < end)])
+        return cache
 
     def __call__(self, rows: NDArray[np.int64]) -> Tensor:
-        """Return the (b, v, t, c) features of some rows, in the stored dtype."""
-        shape = (len(rows), *self._arrays[0].shape[1:])
-        out = np.empty(shape, dtype=self._arrays[0].dtype)
-        for place, row in enumerate(rows):
-            file, local = self._dataset.locate(int(row))
-            out[place] = self._arrays[file][local]
-        return torch.from_numpy(out).view(_TORCH[self._dtype])
+        """Return the (b, v, t, c) features of some rows, in the stored dtype.
+
+        A record that was damaged since the opening is computed again.
+        """
+        v = self._addresses.shape[1]
+        out = torch.empty(len(rows), v, *self._identity.shape, dtype=TORCH_DTYPES[self._dtype])
+        files = np.searchsorted(self._dataset.offsets, rows, side="right") - 1
+        stores = np.array([id(self._stores[f]) for f in files])
+        for which in np.unique(stores):
+            places = np.flatnonzero(stores == which)
+            store = self._stores[files[places[0]]]
+            features, found = store.get(self._flat(rows[places]))
+            out[torch.from_numpy(places)] = features.unflatten(0, (-1, v))
+            for place in places[~found.reshape(-1, v).all(axis=1)]:
+                chosen = rows[place : place + 1]
+                out[place] = self._computed(chosen)[0]
+                store.offer(self._flat(chosen), out[place])
+        return out
+
+    def _fill(self, number: int, rows: NDArray[np.int64]) -> None:
+        """Compute and store what is missing of one file."""
+        file, store = self._dataset.files[number], self._stores[number]
+        missing = self._missing(store, rows)
+        if len(missing) == 0:
+            return
+        n_there = len(rows) - len(missing)
+        what = f"prior features of {file.task}"
+        with Progress(len(rows), what=what, unit="frames", start=n_there) as progress:
+            for begin in range(0, len(missing), self._batch_size):
+                part = missing[begin : begin + self._batch_size]
+                chosen = self._missing(store, part)  # another process may have been faster
+                if len(chosen):
+                    features = self._computed(chosen)
+                    if not torch.isfinite(features).all():
+                        raise ContractError(
+                            f"prior features of {file.suite}/{file.task} are not finite in "
+                            f"{self._dtype}, expected finite numbers; set "
+                            "data.features.dtype=bfloat16 or check the prior's weights"
+                        )
+                    store.add(self._flat(chosen), features.flatten(0, 1))
+                progress.update(len(part))
+
+    def _missing(self, store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        v = self._addresses.shape[1]
+        return rows[~store.has(self._flat(rows)).reshape(-1, v).all(axis=1)]
+
+    def _computed(self, rows: NDArray[np.int64]) -> Tensor:
+        """Run the prior on some rows: (b, v, t, c) in the stored dtype, on the host."""
+        pixels = self._dataset.pixels(rows)
+        keys = [self._key(int(row)) for row in rows]
+        size = 1 if self._identity.device == "cpu" else self._batch_size
+        with torch.inference_mode():
+            parts = [
+                self._compute(pixels[i : i + size], keys[i : i + size])
+                for i in range(0, len(rows), size)
+            ]
+        return torch.cat(parts).detach().to(TORCH_DTYPES[self._dtype]).cpu()
+
+    def _flat(self, rows: NDArray[np.int64]) -> list[bytes]:
+        raw = self._addresses[rows].tobytes()
+        return [raw[i : i + DIGEST_BYTES] for i in range(0, len(raw), DIGEST_BYTES)]
+
+    def _key(self, row: int) -> int:
+        file, local = self._dataset.locate(row)
+        return noise_key(self._dataset.files[file], local)
 
 
-def _fill(
-    file: Frames,
-    rows: NDArray[np.int64],
-    *,
-    compute: Compute,
-    folder: Path,
-    dtype: FeatureDtype,
-    batch_size: int,
-) -> NDArray[Any]:
-    shape = _feature_shape(file, folder=folder, compute=compute)
-    values = _memory_map(folder / "features.bin", _STORED[dtype], (len(file.actions), *shape))
-    is_done = _memory_map(folder / "done.bin", np.uint8, (len(file.actions),))
-    missing = rows[is_done[rows] == 0]
-    if len(missing) == 0:
-        return values
-    what = f"prior features of {file.task}"
-    with Progress(len(rows), what=what, unit="frames", start=len(rows) - len(missing)) as progress:
-        for begin in range(0, len(missing), batch_size):
-            chosen = missing[begin : begin + batch_size]
-            features = _computed(file, chosen, compute=compute).to(_TORCH[dtype])
-            if not torch.isfinite(features).all():
-                raise ContractError(
-                    f"prior features of {file.suite}/{file.task} are not finite in {dtype}, expected "
-                    "finite numbers; set data.features.dtype=bfloat16 or check the prior's weights"
-                )
-            values[chosen] = (
-                features.view(torch.uint16).numpy() if dtype == "bfloat16" else features.numpy()
-            )
-            # Only after its features: a kill in between makes a row be computed again, never be
-            # taken for done. Both writes sit in the page cache, which a killed process leaves intact.
-            is_done[chosen] = 1
-            progress.update(len(chosen))
-    return values
-
-
-def _computed(file: Frames, rows: NDArray[np.int64], *, compute: Compute) -> Tensor:
-    pixels = torch.from_numpy(np.ascontiguousarray(file.images[rows]))
-    with torch.inference_mode():
-        return compute(pixels, [_key(file, int(row)) for row in rows]).detach().cpu().contiguous()
-
-
-def _key(file: Frames, row: int) -> int:
+def noise_key(file: Frames, row: int) -> int:
     """Name the noise of one frame; a prior with constant noise ignores it."""
     digest = hashlib.sha256(f"{file.fingerprint}/{row}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _feature_shape(file: Frames, *, folder: Path, compute: Compute) -> tuple[int, ...]:
-    """Return (v, t, c), asked of the prior once and then read from the folder."""
-    note = folder / "shape.json"
-    if not note.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        shape = list(_computed(file, np.zeros(1, dtype=np.int64), compute=compute).shape[1:])
-        write_atomic(note, json.dumps({"shape": shape}))
-    return tuple(json.loads(note.read_text())["shape"])
+def _addresses(file: Frames, identity: PriorIdentity) -> NDArray[np.uint8]:
+    """Return where the features of each row of a file are found: (n, v, DIGEST_BYTES)."""
+    digests = _digests(file)
+    n, v = digests.shape[:2]
+    raw = digests.tobytes()
+    views = [raw[i : i + DIGEST_BYTES] for i in range(0, len(raw), DIGEST_BYTES)]
+    observations = [views[i * v : (i + 1) * v] for i in range(n)]
+    keys = [noise_key(file, row) if identity.uses_keys else 0 for row in range(n)]
+    found = b"".join(a for row in identity.addresses(observations, keys) for a in row)
+    return np.frombuffer(found, dtype=np.uint8).reshape(n, v, DIGEST_BYTES)
 
 
-def _memory_map(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Open a file of zeros for reading and writing; space is taken only where something is written."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    with path.open("ab") as handle:
-        handle.truncate(size)
-    return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+def _digests(file: Frames) -> NDArray[np.uint8]:
+    """Return the digest of every frame of a file (n, v, DIGEST_BYTES), hashing it only once."""
+    path = file.folder / f"digests-{LAYOUT}.npy"
+    n, v = file.images.shape[:2]
+    if not path.exists():
+        _hash_frames(file, path)
+    digests = np.load(path)
+    if digests.shape != (n, v, DIGEST_BYTES):
+        raise ContractError(
+            f"{path} is {digests.shape}, expected {(n, v, DIGEST_BYTES)}; delete it, it is made anew"
+        )
+    return digests
+
+
+def _hash_frames(file: Frames, path: Path) -> None:
+    n, v = file.images.shape[:2]
+    digests = np.empty((n, v, DIGEST_BYTES), dtype=np.uint8)
+    with Progress(n, what=f"hashing the frames of {file.task}", unit="frames") as progress:
+        for row, images in enumerate(file.images):
+            for view, frame in enumerate(images):
+                digests[row, view] = np.frombuffer(frame_digest(frame), dtype=np.uint8)
+            progress.update(1)
+    with atomic_path(path) as temporary:
+        np.save(temporary, digests)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vega_policy.data.chunks import Batch, ChunkBatches, ChunkDataset, DataSource
-from vega_policy.data.feature_cache import FeatureCache, prior_fingerprint
+from vega_policy.data.feature_cache import FeatureCache
 from vega_policy.data.libero_hdf5 import task_files
 from vega_policy.policy import (
     VegaPolicy,
@@ -26,6 +26,7 @@ from vega_policy.train.contract import disagreements, look_at
 from vega_policy.train.learner import Learner, Prompts
 from vega_policy.train.normalisation import normalised
 from vega_policy.vision.prior import build_prior
+from vega_policy.vision.prior.store import PriorIdentity, prior_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,7 +106,7 @@ def prepare(
     policy = _policy_to_train(config, dataset, start)
     model = policy.model.to(device)
     prior_hash = prior_fingerprint(model.prior, policy.config.to_dict()["prior"])
-    features = _features(config, dataset, model, fingerprint=prior_hash, should_stop=should_stop)
+    features = _features(config, dataset, model, should_stop=should_stop)
     rows = normalised(dataset, policy.statistics)
 
     def batches(*, held_out: bool) -> ChunkBatches | None:
@@ -190,12 +191,12 @@ def _features(
     dataset: ChunkDataset,
     model: VegaModel,
     *,
-    fingerprint: str,
     should_stop: Callable[[], bool],
 ) -> FeatureCache | None:
     settings = config.data.features
-    if not settings.cached:
-        return None
+    prior = model.vision.prior
+    if not settings.cached or prior is None or next(prior.parameters(), None) is None:
+        return None  # a control without weights costs nothing to run
     device = next(model.parameters()).device
 
     def compute(pixels: Tensor, keys: Sequence[int]) -> Tensor:
@@ -207,7 +208,7 @@ def _features(
         dataset,
         rows=dataset.starts(held_out=False, fraction=0.0),
         compute=compute,
-        fingerprint=fingerprint,
+        identity=PriorIdentity.of(prior),
         dtype=settings.dtype,
         batch_size=settings.batch_size,
     )

@@ -194,13 +194,14 @@ class FeatureStore:
         self._is_refused = False
         self._refresh()
 
-    def __contains__(self, address: bytes) -> bool:
-        """Whether there is a record, as far as the index says."""
-        return address in self._places
-
     def __len__(self) -> int:
         """Return how many frames are known."""
         return len(self._places)
+
+    def has(self, addresses: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Tell which records there are, as far as the index says; their features are not read."""
+        self._look_for(addresses)
+        return np.array([address in self._places for address in addresses], dtype=np.bool_)
 
     def get(self, addresses: Sequence[bytes]) -> tuple[Tensor, NDArray[np.bool_]]:
         """Look records up; damaged ones count as absent.
@@ -209,8 +210,7 @@ class FeatureStore:
             Features (k, n, c) in the stored precision, and which of them were found; the others are
             undefined.
         """
-        if any(address not in self._places for address in addresses):
-            self._refresh()
+        self._look_for(addresses)
         raw = np.empty((len(addresses), self._record_bytes), dtype=np.uint8)
         found = np.zeros(len(addresses), dtype=np.bool_)
         for row, address in enumerate(addresses):
@@ -277,7 +277,7 @@ class FeatureStore:
             fresh = compute(pixels[missing], [keys[i] for i in missing])
             features[missing] = fresh.to(features)
             chosen = [a for i in missing for a in addresses[i]]
-            self._offer(chosen, features[missing].flatten(0, 1))
+            self.offer(chosen, features[missing].flatten(0, 1))
         return features
 
     def clear(self) -> None:
@@ -289,7 +289,8 @@ class FeatureStore:
                 _remove(index)
             self._refresh()
 
-    def _offer(self, addresses: Sequence[bytes], features: Tensor) -> None:
+    def offer(self, addresses: Sequence[bytes], features: Tensor) -> None:
+        """Append records as `add` does; where the disk refuses, say so once and go on without."""
         if self._is_refused:
             return
         try:
@@ -297,6 +298,10 @@ class FeatureStore:
         except StorageFault as error:
             self._is_refused = True
             logger.warning("%s; going on without storing", error)
+
+    def _look_for(self, addresses: Sequence[bytes]) -> None:
+        if any(address not in self._places for address in addresses):
+            self._refresh()
 
     def _refresh(self) -> None:
         """Take note of what other processes wrote or removed."""
