@@ -18,6 +18,7 @@ from vega_policy.policy.model import ModelOutput, VegaModel
 from vega_policy.policy.prior_reader import PriorReader
 from vega_policy.policy.processor import Inputs, Processor
 from vega_policy.policy.statistics import DatasetStatistics, choose_key
+from vega_policy.policy.stopwatch import Stopwatch
 from vega_policy.policy.tokenizer import train_tokenizer
 from vega_policy.spec import CAMERAS, FULL_ARM, ActionChunk, ActionSpec, EnvFault, PolicyFault
 from vega_policy.spec.gripper import target_to_command
@@ -190,32 +191,45 @@ class VegaPolicy(nn.Module):
     ) -> list[tuple[NDArray[np.float32], dict[str, NDArray[np.float32]] | None]]:
         """Answer observations in one pass of the model; add to the milliseconds per stage."""
         self.model.eval()
-        marks = [time.perf_counter()]
+        watch = Stopwatch(self.device)
         inputs = self.processor(batch)
-        marks.append(time.perf_counter())
-        pixels = inputs.pixels.to(self.device)
+        watch.mark()
+        pixels = self._sent(inputs.pixels)
         features = None if self._shuts_out_prior else self.prior_reader(pixels, batch, keys=keys)
-        self._wait()
-        marks.append(time.perf_counter())
-        output = self._forward(inputs, pixels, features)
+        watch.mark()
+        output = self._forward(inputs, pixels, features, keys)
         normalised = output.actions.cpu().numpy()
-        marks.append(time.perf_counter())
-        for stage, begin, end in zip(timing, marks[:-1], marks[1:], strict=False):
-            timing[stage] += (end - begin) * 1e3
+        watch.mark()
+        for stage, lap in zip(timing, watch.laps_ms(), strict=False):
+            timing[stage] += lap
         actions = self.commands(normalised)
         gates = [None] * len(batch) if output.gate is None else self._gate_maps(output.gate)
         return list(zip(actions, gates, strict=True))
 
-    def _forward(self, inputs: Inputs, pixels: Tensor, features: Tensor | None) -> ModelOutput:
-        proprio = self.statistics[self.unnorm_key].proprio.normalise(inputs.proprio.numpy())
+    def _forward(
+        self, inputs: Inputs, pixels: Tensor, features: Tensor | None, keys: Sequence[int]
+    ) -> ModelOutput:
         return self.model(
             pixels,
-            torch.from_numpy(proprio.astype(np.float32)).to(self.device),
-            inputs.input_ids.to(self.device),
-            inputs.attention_mask.to(self.device),
+            self._normalised_proprio(inputs.proprio),
+            self._sent(inputs.input_ids),
+            inputs.attention_mask,  # stays here, where its padding is known without waiting
             prior_features=features,
+            keys=keys,
             shut_out_prior=self._shuts_out_prior,
         )
+
+    def _normalised_proprio(self, proprio: Tensor) -> Tensor | None:
+        if not self.config.proprio_size:
+            return None
+        values = self.statistics[self.unnorm_key].proprio.normalise(proprio.numpy())
+        return self._sent(torch.from_numpy(values.astype(np.float32)))
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """Hand a tensor to the device without waiting until it is there."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def commands(self, normalised: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn the model's output (..., t, a) into environment commands of the same shape.
@@ -238,10 +252,6 @@ class VegaPolicy(nn.Module):
         cameras = self.config.cameras
         maps = gate.float().cpu().numpy().reshape(len(gate), len(cameras), side, side)
         return [dict(zip(cameras, row, strict=True)) for row in maps]
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def checks(self, observations: Sequence[Observation], *, suite: str) -> Iterator[Check]:
         """Examine this policy, lazily; see `vega_policy.policy.probes.checks`."""
