@@ -69,7 +69,7 @@ class Processor:
         """
         self.config = config
         self.tokenizer = tokenizer
-        self.image_transform = image_transform or config.image_transform
+        self.image_transform: ImageTransform = image_transform or config.image_transform
         require_name(self.image_transform, IMAGE_TRANSFORMS, what="image_transform")
         self.prompt_lengths: tuple[int, ...] = ()
         """Lengths that prompts are padded to, rising; longer ones and an empty tuple leave the

@@ -155,7 +155,7 @@ class VisionStream(nn.Module):
             gate = semantic.new_ones(*semantic.shape[:-1], 1) if self.fusion.has_gate else None
             return Fused(tokens=semantic, gate=gate)
         features = self._features(pixels, read, prior_features, keys)
-        dtype = self.semantic_projector.fc1.weight.dtype
+        dtype = next(self.prior_projector.parameters()).dtype
         fused = self.fusion(semantic, self.prior_projector(features.to(dtype)).flatten(1, 2))
         if isinstance(shut_out_prior, Tensor):
             return self._without_prior(fused, semantic, shut_out_prior)

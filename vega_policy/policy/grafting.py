@@ -1,0 +1,107 @@
+"""A prior and a fusion rule for a policy that was trained without, or with others."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+
+from vega_policy.policy.policy import VegaPolicy
+from vega_policy.spec import ContractError
+from vega_policy.vision.fusion import FusionConfig
+from vega_policy.vision.prior import build_prior
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vega_policy.policy.config import PolicyConfig
+    from vega_policy.policy.model import VegaModel
+    from vega_policy.vision.prior import AnyPrior, PriorConfig
+    from vega_policy.vision.stream import ProjectorConfig
+
+
+def graft(
+    policy: VegaPolicy,
+    *,
+    prior: PriorConfig,
+    prior_path: Path | str | None = None,
+    fusion: FusionConfig,
+    projector: ProjectorConfig | None = None,
+    seed: int = 0,
+) -> VegaPolicy:
+    """Return a policy with a new prior, prior projector and fusion rule.
+
+    Every other weight is shared with ``policy``, not copied: train one of the two. What it had of a
+    prior is left behind. With fusion ``residual_zero`` the new policy acts as one without a prior,
+    bit for bit, until it is trained; other rules disturb a pretrained policy from the first step.
+    Graft before compiling, and before giving the policy a store of features.
+
+    Args:
+        policy: Ours or a published one, on any device, of any precision.
+        prior: Settings of the prior; its grid is that of the policy's towers.
+        prior_path: Its weights; None makes random ones.
+        fusion: The rule; ``none`` removes the prior.
+        projector: Sizes of the prior's projector; None keeps the policy's settings.
+        seed: Of the new weights; global random state is left as it was.
+
+    Raises:
+        ContractError: The prior does not fit the towers, or ``projector`` would change the semantic
+            projector, which is trained already.
+        CheckpointError: ``prior_path`` does not hold the weights the settings describe.
+    """
+    old = policy.config
+    projector = old.projector if projector is None else projector
+    if projector.semantic_hidden != old.projector.semantic_hidden:
+        raise ContractError(
+            f"projector.semantic_hidden is {projector.semantic_hidden}, the policy was trained with "
+            f"{old.projector.semantic_hidden}; keep it, a graft only brings a projector for the prior"
+        )
+    config = dataclasses.replace(old, prior=prior, fusion=fusion, projector=projector)
+    built = build_prior(prior, path=prior_path, seed=seed) if fusion.uses_prior else None
+    return _with_model(policy, _branched(policy.model, config, built, seed=seed))
+
+
+def remove_prior(policy: VegaPolicy) -> VegaPolicy:
+    """Return the policy without prior, prior projector and fusion rule: its semantic tokens alone.
+
+    Every remaining weight is shared with ``policy``. It answers as the arm ``gate_clamped`` does.
+    """
+    config = dataclasses.replace(policy.config, fusion=FusionConfig(name="none"))
+    return _with_model(policy, _branched(policy.model, config, None, seed=0))
+
+
+def _branched(
+    model: VegaModel, config: PolicyConfig, prior: AnyPrior | None, *, seed: int
+) -> VegaModel:
+    """Return a model of its own modules over the same tensors, with another branch."""
+    # What the memo names is not copied but shared.
+    memo: dict[int, object] = {id(t): t for t in chain(model.parameters(), model.buffers())}
+    if model.prior is not None:
+        memo[id(model.prior)] = model.prior
+    branched = copy.deepcopy(model, memo)
+    branched.config = config
+    vision = branched.vision
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vision.set_branch(config.vision, prior=prior)
+    # An embedding is never quantised, so its type is the one the policy computes in.
+    weight = model.language.embed_tokens.weight
+    vision.fusion.to(weight.device, weight.dtype)
+    if vision.prior_projector is not None and vision.prior is not None:
+        vision.prior_projector.to(weight.device, weight.dtype)
+        vision.prior.to(weight.device)
+    return branched.train(model.training)
+
+
+def _with_model(policy: VegaPolicy, model: VegaModel) -> VegaPolicy:
+    return VegaPolicy(
+        model=model,
+        tokenizer=policy.tokenizer,
+        statistics=policy.statistics,
+        unnorm_key=policy.unnorm_key,
+        image_transform=policy.processor.image_transform,
+        max_batch=policy.max_batch,
+    )
