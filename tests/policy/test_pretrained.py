@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, the same bits, all disagreements at once, nothing written."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from vega_policy.policy import from_pretrained, pretrained
 from vega_policy.spec import ActionSpec, CheckpointError, ContractError
-from vega_policy.testing.tiny_policy import tiny_observation, tiny_policy
+from vega_policy.testing.tiny_policy import tiny_config, tiny_observation, tiny_policy
+from vega_policy.vision.fusion import FusionConfig
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +116,47 @@ def test_missing_and_unexpected_weights_are_all_named(checkpoint):
 
 def test_a_truncated_weight_file_is_a_checkpoint_error(checkpoint):
     path = checkpoint / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"its header describes .*: it was not downloaded"):
         from_pretrained(checkpoint)
+
+
+def test_large_checkpoints_are_written_in_shards_and_read_back(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "SHARD_BYTES", "100KB")
+    policy.save_pretrained(tmp_path / "tiny")
+    files = sorted(p.name for p in tmp_path.glob("tiny/model*"))
+    assert len(files) > 2
+    assert files[-1] == "model.safetensors.index.json"
+    assert_equal(policy.model, from_pretrained(tmp_path / "tiny").model)
+    (tmp_path / "tiny" / files[1]).unlink()
+    with pytest.raises(CheckpointError, match=f"lacks {files[1]}"):
+        from_pretrained(tmp_path / "tiny")
+
+
+def assert_equal(a, b):
+    first, second = a.trainable_state_dict(), b.trainable_state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_training_on_mapped_weights_does_not_reach_the_file(policy, checkpoint):
+    before = snapshot(checkpoint)
+    loaded = from_pretrained(checkpoint)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.add_(1)
+    assert snapshot(checkpoint) == before
+    assert_equal(policy.model, from_pretrained(checkpoint).model)
+
+
+def test_a_policy_without_a_prior_saves_and_loads_none(tmp_path):
+    config = dataclasses.replace(tiny_config(), fusion=FusionConfig(name="none"))
+    policy = tiny_policy(tmp_path / "tiny", config=config)
+    assert not (tmp_path / "tiny" / "prior").exists()
+    loaded = from_pretrained(tmp_path / "tiny")
+    assert loaded.model.prior is None
+    assert not any("prior" in name for name in loaded.model.state_dict())
+    assert_equal(policy.model, loaded.model)
 
 
 def test_an_unknown_path_is_answered_with_the_nearest(checkpoint):
@@ -131,15 +171,15 @@ def test_a_checkpoint_of_the_package_is_found_by_its_name(checkpoint, monkeypatc
         from_pretrained("tinyy")
 
 
-def test_a_hub_id_says_what_is_not_supported():
-    with pytest.raises(CheckpointError, match="published checkpoints are not supported"):
-        from_pretrained("moojink/openvla-7b-oft-finetuned-libero-10")
-
-
 def test_a_foreign_directory_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"architectures": ["OpenVLAForActionPrediction"]}')
-    with pytest.raises(CheckpointError, match="an OpenVLA checkpoint"):
+    (tmp_path / "config.json").write_text('{"architectures": ["ACTPolicy"]}')
+    with pytest.raises(CheckpointError, match=r"has format None, expected 1; use a directory"):
         from_pretrained(tmp_path)
+
+
+def test_settings_are_for_published_checkpoints(checkpoint):
+    with pytest.raises(CheckpointError, match="leave them out"):
+        from_pretrained(checkpoint, settings={"proprio_size": 0})
 
 
 def test_a_configuration_with_an_unknown_key_names_the_nearest(checkpoint):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from vega_policy.policy.model import VegaModel
 from vega_policy.vision.prior import ZeroPrior
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 def empty_model(config: PolicyConfig, *, prior: AnyPrior | None = None) -> VegaModel:
     """Build a model whose weights take no memory, on the ``meta`` device.
 
-    Buffers (position ids, rotary frequencies) are real: no checkpoint holds them.
+    Buffers (position ids, rotary frequencies) are real: no checkpoint holds them. Global random state
+    is left as it was.
 
     Args:
         config: Sizes and rules.
@@ -23,7 +26,7 @@ def empty_model(config: PolicyConfig, *, prior: AnyPrior | None = None) -> VegaM
     """
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         return VegaModel(config, prior=prior or ZeroPrior(config.prior))
 
 

@@ -1,40 +1,59 @@
 """Checkpoint directories: written whole or not at all, read without ever being written to.
 
-Layout: ``config.json``, ``model.safetensors``, ``dataset_statistics.json``, ``tokenizer/``,
-``prior/{vae,transformer}/``, ``prior/empty_prompt.safetensors``, ``README.md``.
+Our own layout: ``config.json``, ``model.safetensors`` (or shards with an index),
+``dataset_statistics.json``, ``tokenizer/``, ``prior/``, ``README.md``. The published OpenVLA-OFT
+layout is read too; see `vega_policy.policy.published`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import vega_policy
 from vega_policy.policy.config import PolicyConfig
+from vega_policy.policy.empty import empty_model, shapes_of
 from vega_policy.policy.model import VegaModel
 from vega_policy.policy.policy import VegaPolicy
-from vega_policy.policy.statistics import load_statistics, save_statistics
+from vega_policy.policy.published import PublishedFolder, is_published, prepare, read_settings
+from vega_policy.policy.published.hub import is_hub_id, snapshot
+from vega_policy.policy.published.tensors import (
+    INDEX,
+    Stored,
+    read_json,
+    read_safetensors,
+    shards,
+)
+from vega_policy.policy.statistics import (
+    DatasetStatistics,
+    key_of_suite,
+    load_statistics,
+    parse_statistics,
+    save_statistics,
+)
+from vega_policy.policy.tokenizer import load_llama_tokenizer
 from vega_policy.spec import ActionSpec, CheckpointError, ContractError
 from vega_policy.spec.names import nearest
-from vega_policy.vision.prior import WanPrior, ZeroPrior, build_prior
+from vega_policy.vision.prior import build_prior
 
 if TYPE_CHECKING:
     from vega_policy.policy.config import ImageTransform
-    from vega_policy.policy.statistics import DatasetStatistics
 
 FORMAT = 1
-CONFIG, WEIGHTS, STATISTICS = "config.json", "model.safetensors", "dataset_statistics.json"
+CONFIG, STATISTICS = "config.json", "dataset_statistics.json"
 TOKENIZER, PRIOR, CARD = "tokenizer", "prior", "README.md"
+SHARD_BYTES = "5GB"
 ASSETS = Path(vega_policy.__file__).parent / "assets"
 """Checkpoints that come with the package; their folder names can be given in place of a path."""
 
@@ -48,53 +67,131 @@ def from_pretrained(
     image_transform: ImageTransform | None = None,
     expected: ActionSpec | None = None,
     max_batch: int | None = None,
+    base: Path | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> VegaPolicy:
-    """Load a policy; nothing is downloaded and nothing is written.
+    """Load a policy, of our own layout or of the published OpenVLA-OFT one; nothing is written.
+
+    Never is more than one weight in memory twice. Weights of a published checkpoint that keep their
+    type and stay on the CPU are views of the files, which may be deleted while the policy is in use,
+    but not overwritten.
 
     Args:
-        path_or_id: A checkpoint directory, or the name of one that comes with the package.
-        dtype: Of the weights, the frozen prior's excepted; None keeps float32.
+        path_or_id: A checkpoint directory, the name of one that comes with the package, or a hub id
+            ``owner/name[@revision]``, which is downloaded if the local cache lacks it.
+        dtype: Of the weights, the frozen prior's excepted. None keeps float32 for our own, and that
+            of the main weights for a published one: bfloat16.
         device: Where to; None is the CPU.
         unnorm_key: Whose statistics to use; None is allowed where there is only one.
         image_transform: Overrides the checkpoint's.
         expected: The action specification of the environment or robot, compared with the
             checkpoint's.
         max_batch: See `VegaPolicy`.
+        base: Of a LoRA adapter: directory or hub id of what it was trained on; None is the one it
+            names.
+        settings: Of a published checkpoint, what it was trained with and does not say, nested as in
+            a policy's configuration: ``{"cameras": [...]}``.
+        tokenizer: Used in place of the checkpoint's.
 
     Raises:
         CheckpointError: There is no such checkpoint, or its parts disagree with each other or with
             ``expected``; all disagreements are listed, before any weight is loaded.
     """
     folder = resolve(path_or_id)
-    config = load_config(folder)
-    statistics = load_statistics(folder / STATISTICS)
-    tokenizer = _load_tokenizer(folder)
-    with torch.device("meta"):
-        shapes = _shapes(VegaModel(config, prior=ZeroPrior(config.prior)))
-    problems = _disagreements(config, statistics, len(tokenizer))
-    problems += _weight_problems(folder / WEIGHTS, shapes)
+    found = _read_published if is_published(folder) else _read_ours
+    parts = found(folder, base=base, settings=settings, tokenizer=tokenizer)
+    problems = parts.problems
     if expected is not None:
+        config = parts.config
         problems += config.action.disagreements(expected, ours="the checkpoint", theirs="the run")
     if problems:
         raise CheckpointError(
             f"checkpoint {folder} does not fit: " + "; ".join(problems) + "; use a checkpoint that "
             "was saved in one piece, for this configuration"
         )
-    prior = build_prior(config.prior, path=folder / PRIOR) if config.fusion.uses_prior else None
-    with torch.random.fork_rng(devices=[]):
-        model = VegaModel(config, prior=prior)
-    model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
-    if dtype is not None:
-        model.cast(dtype)
     policy = VegaPolicy(
-        model=model.eval(),
-        tokenizer=tokenizer,
-        statistics=statistics,
+        model=parts.load(dtype, device),
+        tokenizer=parts.tokenizer,
+        statistics=parts.statistics,
         unnorm_key=unnorm_key,
         image_transform=image_transform,
         max_batch=max_batch,
     )
     return policy if device is None else policy.to(device)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Parts:
+    """A checkpoint, all but its weights."""
+
+    config: PolicyConfig
+    statistics: dict[str, DatasetStatistics]
+    tokenizer: PreTrainedTokenizerBase
+    problems: list[str]
+    load: Callable[[torch.dtype | None, torch.device | str | None], VegaModel]
+
+
+def _read_ours(
+    folder: Path,
+    *,
+    base: Path | str | None,
+    settings: Mapping[str, Any] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> _Parts:
+    if base is not None or settings:
+        raise CheckpointError(
+            f"{folder} says itself what it was trained with; base and settings are for published "
+            "checkpoints, leave them out"
+        )
+    config = load_config(folder)
+    statistics = load_statistics(folder / STATISTICS)
+    tokenizer = tokenizer or _load_tokenizer(folder)
+    stored = read_safetensors(shards(folder))
+    problems = _disagreements(config, statistics, len(tokenizer))
+    problems += _weight_problems(stored, shapes_of(empty_model(config)))
+
+    def load(dtype: torch.dtype | None, device: torch.device | str | None) -> VegaModel:
+        has_prior = config.fusion.uses_prior
+        prior = build_prior(config.prior, path=folder / PRIOR) if has_prior else None
+        model = empty_model(config, prior=prior)
+        # Copied one by one, not mapped: where a matrix starts in memory decides which kernel reads
+        # it, and a loaded policy must give the bits of the one that was saved.
+        weights = {n: t.read().to(device, dtype, copy=True) for n, t in stored.items()}
+        model.load_state_dict(weights, strict=False, assign=True)
+        return model.eval()
+
+    return _Parts(
+        config=config, statistics=statistics, tokenizer=tokenizer, problems=problems, load=load
+    )
+
+
+def _read_published(
+    folder: Path,
+    *,
+    base: Path | str | None,
+    settings: Mapping[str, Any] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> _Parts:
+    files = PublishedFolder.open(folder, base=base)
+    prepared = prepare(files, settings)
+    if tokenizer is None:
+        if files.tokenizer is None:
+            raise CheckpointError(
+                f"{folder} has no tokenizer.json; download it too, or pass a tokenizer"
+            )
+        tokenizer = load_llama_tokenizer(files.tokenizer)
+    statistics = published_statistics(files)
+    config = prepared.config
+    # Those of a base model are of other robots: training replaces them.
+    problems = [] if files.is_base else _disagreements(config, statistics, len(tokenizer))
+    return _Parts(
+        config=config,
+        statistics=statistics,
+        tokenizer=tokenizer,
+        problems=problems + list(prepared.plan.problems),
+        load=prepared.load,
+    )
 
 
 def save_pretrained(policy: VegaPolicy, path: Path | str, *, card: str | None = None) -> None:
@@ -124,27 +221,24 @@ def save_pretrained(policy: VegaPolicy, path: Path | str, *, card: str | None = 
 
 
 def resolve(path_or_id: Path | str) -> Path:
-    """Return the directory of a checkpoint.
+    """Return the directory of a checkpoint; a hub id is downloaded if the local cache lacks it.
 
     Raises:
         CheckpointError: There is none; the message names the nearest known one.
     """
     for folder in (Path(path_or_id), ASSETS / str(path_or_id)):
-        if (folder / CONFIG).is_file():
+        if (folder / CONFIG).is_file() or (folder.is_dir() and is_published(folder)):
             return folder
     name = str(path_or_id)
     if Path(path_or_id).is_dir():
         raise CheckpointError(
             f"{name} is not a checkpoint: {CONFIG} missing; expected a directory that "
-            "save_pretrained has written"
+            "save_pretrained has written, or a published OpenVLA-OFT one"
         )
+    if is_hub_id(name):
+        return snapshot(name)
     known = known_checkpoints(Path(path_or_id).parent)
     hint = nearest(name, known) if known else "none is known here; train one with scripts/train.py"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).parent.is_dir():
-        hint = (
-            "it looks like a hub id, and published checkpoints are not supported by this version; "
-            + hint
-        )
     raise CheckpointError(f"there is no checkpoint {name!r}; {hint}")
 
 
@@ -161,26 +255,35 @@ def statistics_key(path_or_id: Path | str, *, suite: str) -> str | None:
 
     With None, loading takes the only key there is, or lists them.
     """
-    return suite if suite in load_statistics(resolve(path_or_id) / STATISTICS) else None
+    return key_of_suite(load_statistics(resolve(path_or_id) / STATISTICS), suite)
 
 
-def load_config(folder: Path | str) -> PolicyConfig:
+def load_config(
+    folder: Path | str,
+    *,
+    base: Path | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> PolicyConfig:
     """Read a checkpoint's configuration.
 
+    Args:
+        folder: The directory.
+        base: See `from_pretrained`.
+        settings: See `from_pretrained`.
+
     Raises:
-        CheckpointError: It is not one of ours, or not readable.
+        CheckpointError: It is neither ours nor a published one, or not readable.
     """
-    path = Path(folder) / CONFIG
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    found = raw.get("vega_policy") if isinstance(raw, Mapping) else None
+    folder = Path(folder)
+    if is_published(folder):
+        return read_settings(PublishedFolder.open(folder, base=base), settings)
+    path = folder / CONFIG
+    raw = read_json(path)
+    found = raw.get("vega_policy")
     if found != FORMAT:
-        what = "OpenVLA" if "auto_map" in raw or "openvla" in str(raw).lower() else "foreign"
         raise CheckpointError(
-            f"{path} has format {found!r}, expected {FORMAT}: an {what} checkpoint, which this "
-            "version cannot read; use one that save_pretrained has written"
+            f"{path} has format {found!r}, expected {FORMAT}; use a directory that save_pretrained "
+            "has written, or a published OpenVLA-OFT one"
         )
     try:
         return PolicyConfig.from_dict(raw["policy"])
@@ -189,16 +292,29 @@ def load_config(folder: Path | str) -> PolicyConfig:
 
 
 def _write(policy: VegaPolicy, folder: Path, card: str) -> None:
-    weights = {k: v.contiguous().cpu() for k, v in policy.model.trainable_state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    _write_weights(policy.model.trainable_state_dict(), folder)
     save_statistics(folder / STATISTICS, policy.statistics)
     policy.tokenizer.save_pretrained(folder / TOKENIZER)
     prior = policy.model.prior
-    if isinstance(prior, WanPrior):
+    if prior is not None:
         prior.save(folder / PRIOR)
     (folder / CARD).write_text(card)
     config = {"vega_policy": FORMAT, "policy": policy.config.to_dict()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _write_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write one file, or several with an index; one at a time is in memory twice."""
+    split = split_torch_state_dict_into_shards(
+        dict(weights), filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD_BYTES
+    )
+    for file, names in split.filename_to_tensors.items():
+        # Cloned, since the thirds of a published matrix are views of one storage.
+        part = {name: weights[name].detach().cpu().clone() for name in names}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _default_card(policy: VegaPolicy) -> str:
@@ -210,16 +326,33 @@ def _default_card(policy: VegaPolicy) -> str:
     )
 
 
+def published_statistics(files: PublishedFolder) -> dict[str, DatasetStatistics]:
+    """Read the statistics of a published checkpoint; a base model's are in its configuration.
+
+    Those stand there in fine-tuned checkpoints too, of the data before fine-tuning, and do not count.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    if files.statistics is not None:
+        return load_statistics(files.statistics)
+    if files.is_base:
+        try:
+            return parse_statistics(files.config["norm_stats"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{files.model / CONFIG} has no norm_stats ({error})") from error
+    raise CheckpointError(
+        f"{files.path} has a head and no {STATISTICS}; without them its actions have no unit, "
+        "download it too"
+    )
+
+
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not (folder / TOKENIZER / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder} has no {TOKENIZER}/tokenizer.json; copy the whole checkpoint directory"
         )
     return PreTrainedTokenizerFast.from_pretrained(folder / TOKENIZER, local_files_only=True)
-
-
-def _shapes(model: VegaModel) -> dict[str, tuple[int, ...]]:
-    return {k: tuple(v.shape) for k, v in model.trainable_state_dict().items()}
 
 
 def _disagreements(
@@ -233,6 +366,8 @@ def _disagreements(
             ("proprio", entry.proprio, config.proprio_size),
         )
         for what, bounds, expected in sizes:
+            if what == "proprio" and not expected:
+                continue  # taken by no token
             problems += [
                 f"statistics of {name}: {what} {field} has {found} numbers, the configuration "
                 f"{expected}"
@@ -248,15 +383,11 @@ def _disagreements(
     return problems
 
 
-def _weight_problems(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Compare the file's header with what the configuration builds; no weight is read."""
-    if not path.is_file():
-        return [f"{path.name} is missing"]
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
-    except Exception as error:  # noqa: BLE001  (the library raises its own, undocumented type)
-        return [f"{path.name} cannot be read ({error})"]
+def _weight_problems(
+    stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Compare what the files hold with what the configuration builds; no weight is read."""
+    found = {name: tensor.shape for name, tensor in stored.items()}
     problems = [f"weights lack {k}" for k in sorted(set(shapes) - set(found))]
     problems += [f"weights have an unknown {k}" for k in sorted(set(found) - set(shapes))]
     problems += [

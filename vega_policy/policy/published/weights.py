@@ -57,17 +57,21 @@ class Prepared:
     """Without weights."""
     stored: Mapping[str, Stored]
 
-    def load(self, dtype: torch.dtype | None = None) -> VegaModel:
+    def load(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> VegaModel:
         """Give the model its weights; call once, and only where the plan has no problems.
 
         Args:
             dtype: See `load_published_model`.
+            device: Where weights go to, each on its own; None leaves them views of the files. Buffers
+                stay on the CPU.
         """
         for reason, keys in self.plan.unused.items():
             log.debug("left out since %s: %s", reason, ", ".join(keys))
         if dtype is None:
             dtype = self.stored[_EMBEDDING].read().dtype
-        weights = _read(self.plan.sources, self.stored, dtype)
+        weights = _read(self.plan.sources, self.stored, dtype, device)
         self.model.load_state_dict(weights, strict=False, assign=True)
         if self.plan.fresh:
             log.warning(
@@ -187,7 +191,10 @@ def _part(name: str) -> str:
 
 
 def _read(
-    sources: Mapping[str, Source], stored: Mapping[str, Stored], dtype: torch.dtype
+    sources: Mapping[str, Source],
+    stored: Mapping[str, Stored],
+    dtype: torch.dtype,
+    device: torch.device | str | None,
 ) -> dict[str, Tensor]:
     """Read each published tensor once, in the type it is used in."""
     weights: dict[str, Tensor] = {}
@@ -195,7 +202,7 @@ def _read(
     for name, source in sources.items():
         by_key[source.key].append(name)
     for key, names in by_key.items():
-        tensor = stored[key].read().to(dtype)
+        tensor = stored[key].read().to(device, dtype)
         for name in names:
             weights[name] = sources[name].of(tensor)
     return weights
