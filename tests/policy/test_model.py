@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vega_policy.policy.config import PolicyConfig
-from vega_policy.policy.model import BOS, VegaModel
+from vega_policy.policy.model import BOS, EOS, VegaModel
 from vega_policy.testing.tiny_policy import tiny_config
 from vega_policy.vision.prior import ZeroPrior
 
@@ -56,13 +56,153 @@ def test_a_padded_batch_equals_single_calls_and_padding_content_is_ignored(model
     torch.testing.assert_close(model(**inputs).actions, together, atol=1e-6, rtol=1e-6)
 
 
+def variant(kind="l1", *, film=False, **settings):
+    """Return the tiny configuration with another head, FiLM or other settings."""
+    base = tiny_config()
+    return dataclasses.replace(
+        base,
+        head=dataclasses.replace(base.head, kind=kind, inference_steps=3),
+        semantic=dataclasses.replace(base.semantic, film=film, film_init="torch"),
+        language=dataclasses.replace(base.language, vocab_size=384),
+        **settings,
+    )
+
+
+def build(config):
+    torch.manual_seed(0)
+    return VegaModel(config).eval()
+
+
+VARIANTS = {
+    "l1": variant(),
+    "diffusion": variant("diffusion"),
+    "discrete": variant("discrete"),
+    "film": variant(film=True),
+    "without proprio": variant(proprio_size=0),
+}
+over_variants = pytest.mark.parametrize("name", VARIANTS)
+
+
+@over_variants
+@torch.no_grad()
+def test_every_variant_answers_a_padded_batch_as_single_observations(name, inputs):
+    model = build(VARIANTS[name])
+    together = model(**inputs, keys=[5, 6]).actions
+    assert together.shape == (2, 8, 7)
+    assert together.dtype == torch.float32
+    for i, length in ((0, 9), (1, 6)):
+        alone = model(**row(inputs, i, length), keys=[5 + i]).actions[0]
+        torch.testing.assert_close(together[i], alone, atol=1e-4, rtol=1e-4)
+
+
+@over_variants
+def test_every_variant_trains_all_its_weights(name, inputs):
+    model = build(VARIANTS[name]).train()
+    targets = torch.rand(2, 8, 7, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    output = model(**inputs, keys=[5, 6], targets=targets)
+    assert output.loss.shape == ()
+    assert output.actions.shape == (2, 8, 7)
+    output.loss.backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None}
+    assert {n for n in without if not n.startswith("vision.prior.")} == set()
+
+
+@pytest.mark.parametrize("film", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(film, inputs):
+    model = build(variant(film=film)).train()
+    targets = torch.zeros(2, 8, 7)
+
+    def gradients():
+        model.zero_grad(set_to_none=True)
+        model(**inputs, targets=targets).loss.backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    runs = []
+    layers = [
+        model.language.layers[0].mlp,
+        model.vision.semantic.dino.encoder.layer[0].mlp,
+        model.vision.semantic.siglip.encoder.layers[0].mlp,
+    ]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda module, _a: runs.append(module))
+    plain = gradients()
+    assert len(runs) == len(layers)
+    runs.clear()
+    model.gradient_checkpointing_enable()
+    again = gradients()
+    assert len(runs) == 2 * len(layers)
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(plain[n], again[n]) for n in plain)
+    runs.clear()
+    model.gradient_checkpointing_disable()
+    gradients()
+    assert len(runs) == len(layers)
+
+
+@pytest.mark.parametrize("cameras", [("wrist",), ("agentview", "wrist", "left")])
+def test_other_numbers_of_cameras(cameras, inputs):
+    model = build(variant(cameras=cameras))
+    pixels = inputs["pixels"][:, :1].repeat(1, len(cameras), 1, 1, 1)
+    output = model(**{**inputs, "pixels": pixels})
+    assert output.gate.shape == (2, 4 * len(cameras))
+    with pytest.raises(
+        ValueError, match=f"2 images per observation, the policy sees {len(cameras)}"
+    ):
+        model(**inputs)
+
+
+def test_missing_proprioception_is_refused(model, inputs):
+    with pytest.raises(ValueError, match="8 numbers of proprioception and got none"):
+        model(**{**inputs, "proprio": None})
+
+
+def test_without_proprioception_nothing_depends_on_it(inputs):
+    model = build(variant(proprio_size=0))
+    assert model.proprio is None
+    nothing = model(**{**inputs, "proprio": None}).actions
+    assert torch.equal(model(**inputs).actions, nothing)
+
+
+@torch.no_grad()
+def test_no_mask_is_a_mask_of_ones(model, inputs):
+    one = row(inputs, 0, 9)
+    without = model(**{**one, "attention_mask": None}).actions
+    assert torch.equal(model(**one).actions, without)
+    one["mask"] = one.pop("attention_mask").bool()
+    torch.testing.assert_close(model.core(**one).actions, without, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_the_end_of_the_sequence_changes_the_actions(padded, inputs):
+    """Nothing that is read stands behind EOS, so causal attention could not know of it."""
+    model = build(tiny_config())
+    one = row(inputs, 1, 9 if padded else 6)
+    before = model(**one).actions
+    model.language.embed_tokens.weight[EOS] += 1.0
+    assert (model(**one).actions - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("film", [False, True])
+@torch.no_grad()
+def test_the_core_is_one_graph(film, inputs):
+    """With and without padding; a branch on values or a wait for the device would break it."""
+    model = build(variant(film=film))
+    features = model.prior_features(inputs["pixels"])
+    compiled = torch.compile(model.core, fullgraph=True, backend="eager")
+    mask = inputs.pop("attention_mask").bool() if film else None
+    inputs.pop("attention_mask", None)
+    given = {**inputs, "mask": mask, "prior_features": features}
+    assert torch.equal(compiled(**given).actions, model.core(**given).actions)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
 def test_a_late_token_changes_an_early_output(model, padded):
     """Causal attention would pass every other test and lose half the success rate."""
     g = torch.Generator().manual_seed(1)
     sequence = torch.randn(1, 12, 32, generator=g)
-    prompt = torch.tensor([[True, True, True, not padded, not padded]])
+    prompt = torch.tensor([[True, True, True, False, False]]) if padded else None
     before = model._attend(sequence, prompt, n_front=4, n_back=4)
     sequence[:, -1] += torch.randn(32, generator=g)
     after = model._attend(sequence, prompt, n_front=4, n_back=4)
@@ -178,6 +318,29 @@ def test_seven_b_has_the_published_sizes():
     assert count(model.head) == 151_117_831
     assert count(model.proprio) == 16_818_176
     assert model.config.n_vision_tokens == 512
+
+
+def test_seven_b_variants_have_the_published_sizes():
+    base = PolicyConfig.preset("7b")
+    heads = {k: dataclasses.replace(base.head, kind=k) for k in ("diffusion", "discrete")}
+
+    def parameters(**changes):
+        with torch.device("meta"):
+            model = VegaModel(dataclasses.replace(base, **changes), prior=ZeroPrior(base.prior))
+        return {n: p.numel() for n, p in model.named_parameters()}
+
+    def count(found, prefix):
+        return sum(n for name, n in found.items() if name.startswith(prefix))
+
+    diffusion = parameters(head=heads["diffusion"])
+    assert count(diffusion, "head.noise_predictor.") == 151_117_831
+    assert count(diffusion, "head.noisy_action.") == 2 * 4096 + 4096 * 4097
+    discrete = parameters(head=heads["discrete"], proprio_size=0)
+    assert count(discrete, "lm_head.") == 131_334_144
+    assert count(discrete, "head.") == count(discrete, "proprio.") == 0
+    film = parameters(semantic=dataclasses.replace(base.semantic, film=True))
+    assert count(film, "vision.semantic.dino_film.") == 23 * 2 * 1024 * 4097
+    assert count(film, "vision.semantic.siglip_film.") == 26 * 2 * 1152 * 4097
 
 
 def test_nano_is_small_enough_for_the_repository():

@@ -62,6 +62,42 @@ def test_every_weight_is_used(towers, pixels):
     towers.zero_grad(set_to_none=True)
 
 
+def with_film(init):
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, film=True, film_init=init)
+    return SemanticTowers(config, condition_width=24).eval()
+
+
+@torch.no_grad()
+def test_a_fresh_modulation_changes_nothing_unless_it_starts_like_openvla_oft(towers, pixels):
+    """Also proves that calling the parts of a block one by one is calling the block."""
+    condition = torch.randn(2, 24, generator=torch.Generator().manual_seed(0))
+    fresh, default = with_film("identity"), with_film("torch")
+    for film in (fresh, default):
+        film.load_state_dict(towers.state_dict(), strict=False)
+    assert torch.equal(fresh(pixels, condition), towers(pixels))
+    assert (default(pixels, condition) - towers(pixels)).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_every_camera_of_an_observation_is_modulated_by_its_own_instruction(pixels):
+    film = with_film("torch")
+    condition = torch.randn(2, 24, generator=torch.Generator().manual_seed(0))
+    together = film(pixels, condition)
+    for i in range(2):
+        alone = film(pixels[i : i + 1], condition[i : i + 1])[0]
+        torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=1e-5)
+    swapped = film(pixels, condition.flip(0))
+    assert (swapped - together).abs().amax((2, 3)).min() > 1e-3
+
+
+def test_a_modulation_without_an_instruction_is_refused(pixels):
+    with pytest.raises(ValueError, match="pass condition_width"):
+        SemanticTowers(dataclasses.replace(CONFIG, film=True))
+    with pytest.raises(ValueError, match="pass condition"):
+        with_film("identity")(pixels)
+
+
 def test_images_of_another_size_are_refused(towers):
     with pytest.raises(ValueError, match="resize them with the policy's processor"):
         towers(torch.zeros(1, 2, 3, 64, 64))

@@ -102,7 +102,8 @@ class VegaModel(nn.Module):
             self.lm_head = nn.Linear(width, config.language.vocab_size, bias=False)
             nn.init.normal_(self.lm_head.weight, std=config.language.init_std)
         self.slots: nn.Parameter | None = None
-        if config.language.slots == "learned":
+        # Noisy actions take the slots' places.
+        if config.language.slots == "learned" and config.head.kind != "diffusion":
             self.slots = nn.Parameter(torch.randn(self.n_slots, width) * config.language.init_std)
         self.head = build_head(
             config.head, source=width, action=config.action, vocab_size=config.language.vocab_size
@@ -164,12 +165,12 @@ class VegaModel(nn.Module):
         mode.
         """
         for part in (self.language, *self.vision.semantic.towers):
-            part.gradient_checkpointing_enable({"use_reentrant": False})
+            part.activation_checkpointing_enable({"use_reentrant": False})
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations again."""
         for part in (self.language, *self.vision.semantic.towers):
-            part.gradient_checkpointing_disable()
+            part.activation_checkpointing_disable()
 
     def forward(
         self,

@@ -7,9 +7,8 @@ Shape legend: ``b`` batch, ``v`` views (cameras), ``n`` tokens of one view, ``h`
 # pyright: basic, reportCallIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,9 @@ from transformers import (
 )
 
 from vega_policy.vision.attention import use_our_attention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -202,16 +204,22 @@ class SemanticTowers(nn.Module):
         return torch.cat([dino, siglip], dim=-1).unflatten(0, (b, v))
 
 
+class _ZeroLinear(nn.Linear):
+    """A linear layer that starts, whoever makes or resets it, at zero."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 class _Film(nn.Module):
     """Feature-wise linear modulation (arXiv:1709.07871) of one block by the instruction."""
 
     def __init__(self, source: int, width: int, *, init: str) -> None:
         super().__init__()
-        self.scale = nn.Linear(source, width)
-        self.shift = nn.Linear(source, width)
-        if init == "identity":
-            for parameter in self.parameters():
-                nn.init.zeros_(parameter)
+        linear = _ZeroLinear if init == "identity" else nn.Linear
+        self.scale = linear(source, width)
+        self.shift = linear(source, width)
 
     def forward(self, condition: Tensor, *, views: int) -> tuple[Tensor, Tensor]:
         """Return factor and summand (b * views, 1, e) for (b, d)."""

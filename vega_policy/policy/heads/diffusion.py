@@ -21,7 +21,7 @@ from vega_policy.policy.token_projector import TokenProjector
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     from vega_policy.policy.heads.reading import Read
 
@@ -114,7 +114,7 @@ class DiffusionHead(nn.Module):
 
     def scheduler(self) -> DDIMScheduler:
         """Return the noise schedule, on the CPU; its numbers must not be cast with the model."""
-        from diffusers import DDIMScheduler
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         scheduler = DDIMScheduler(
             num_train_timesteps=self.diffusion_steps,
@@ -130,21 +130,18 @@ class DiffusionHead(nn.Module):
         return scheduler
 
     def _chain(self, read: Read, start: Tensor, scheduler: DDIMScheduler) -> Tensor:
-        actions = start
-        for level in scheduler.timesteps:
-            predicted = self._noise(read, actions, level.reshape(1))
-            # The start noise may lie elsewhere; from the first step on all is on the model's device.
-            actions = scheduler.step(
-                predicted, int(level), actions.to(predicted.device), eta=0.0
-            ).prev_sample
+        device = self.noisy_action.fc1.weight.device
+        actions = start.to(device)
+        for level in scheduler.timesteps.tolist():
+            levels = torch.full((1,), level, device=device)
+            predicted = self._noise(read, actions, levels)
+            actions = scheduler.step(predicted, level, actions, eta=0.0, return_dict=False)[0]
         return actions
 
     def _noise(self, read: Read, noisy: Tensor, levels: Tensor) -> Tensor:
         """Predict the noise in noisy actions (b, t, a) of levels (b,) or (1,)."""
-        device = self.noisy_action.fc1.weight.device
-        slots = self.noisy_action(noisy.to(device).flatten(1).unsqueeze(-1))
-        time = time_token(levels.to(device), width=self.source)
-        return self.noise_predictor(read(slots=slots, time=time))
+        slots = self.noisy_action(noisy.flatten(1).unsqueeze(-1))
+        return self.noise_predictor(read(slots=slots, time=time_token(levels, width=self.source)))
 
 
 def time_token(levels: Tensor, *, width: int) -> Tensor:
