@@ -21,7 +21,7 @@ from vega_policy.vision.prior.draws import unit_noise
 from vega_policy.vision.prior.framing import cover_and_crop, whole_frame
 from vega_policy.vision.prior.frozen import FrozenPrior
 from vega_policy.vision.prior.still_vae import encode_stills
-from vega_policy.vision.prior.text_padding import read_padding_once
+from vega_policy.vision.prior.text_padding import PADDING_ROWS, read_padding_once
 from vega_policy.vision.prior.wan_layouts import (
     fresh_rope,
     kept_in_float32,
@@ -224,8 +224,8 @@ class WanPrior(FrozenPrior):
         ):
             return cached
         prompt = self.prompt
-        # One row of padding stands for all of them: see `read_padding_once`.
-        padding = min(1, self.config.prompt_tokens - prompt.shape[0])
+        # A few rows of padding stand for all of them: see `read_padding_once`.
+        padding = min(PADDING_ROWS, self.config.prompt_tokens - prompt.shape[0])
         prompt = functional.pad(prompt, (0, 0, 0, padding)).unsqueeze(0).to(weight)
         timestep = torch.tensor([self.config.timestep], device=weight.device)
         _, time, text, _ = model.condition_embedder(timestep, prompt, None)

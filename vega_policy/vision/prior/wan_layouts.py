@@ -126,7 +126,8 @@ def open_wan(path: Path | str, *, needs_prompt: bool = True) -> WanDirectory:
     def is_complete(folder: Path) -> bool:
         try:
             _look(folder)
-            return not needs_prompt or bool(encoder_files(folder))
+            has_prompt = (folder / PROMPT_FILE).is_file() or bool(encoder_files(folder))
+            return has_prompt or not needs_prompt
         except CheckpointError:
             return False
 
