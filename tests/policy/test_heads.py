@@ -134,6 +134,12 @@ def test_training_mixes_actions_and_noise_by_the_cosine_schedule(monkeypatch):
     torch.testing.assert_close(loss, draws.noise.square().mean())
 
 
+@pytest.mark.parametrize("n", [0, 51])
+def test_a_chain_has_no_more_steps_than_noise_levels(n):
+    with pytest.raises(ContractError, match=f"inference_steps is {n}, expected 1 to 50"):
+        head("diffusion", inference_steps=n)
+
+
 def test_the_chain_follows_ddim(monkeypatch):
     """The update of arXiv:2502.19645's code, written out: the noise is not corrected by clipping."""
     diffusion = head("diffusion", inference_steps=10)

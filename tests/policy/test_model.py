@@ -107,6 +107,32 @@ def test_every_variant_trains_all_its_weights(name, inputs):
     assert {n for n in without if not n.startswith("vision.prior.")} == set()
 
 
+@over_variants
+@torch.no_grad()
+def test_nothing_is_computed_twice_or_for_nothing(name, inputs):
+    """One pass of the towers over all cameras, one of the language model, no words, no cache."""
+    model = build(VARIANTS[name])
+    batches, caches = [], []
+    for tower in model.vision.semantic.towers:
+        tower.embeddings.register_forward_hook(lambda _m, _a, tokens: batches.append(len(tokens)))
+    model.language.register_forward_hook(lambda _m, _a, out: caches.append(out.past_key_values))
+    model(**inputs, keys=[5, 6])
+    assert batches == [4, 4]
+    assert caches == [None] * (3 if name == "diffusion" else 1)
+    assert (model.lm_head is not None) == (name == "discrete")
+
+
+@over_variants
+@torch.no_grad()
+def test_every_variant_answers_in_bfloat16(name, inputs):
+    model = build(VARIANTS[name])
+    exact = model(**inputs, keys=[5, 6]).actions
+    model.cast(torch.bfloat16)
+    rounded = model(**inputs, keys=[5, 6]).actions
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().mean() < 0.1
+
+
 @pytest.mark.parametrize("film", [False, True])
 def test_gradient_checkpointing_changes_no_gradient(film, inputs):
     model = build(variant(film=film)).train()

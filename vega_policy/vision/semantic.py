@@ -272,7 +272,8 @@ def _standardise(pixels: Tensor, tower: TowerConfig) -> Tensor:
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     # Made at every call: as a buffer it would be rounded when the model is cast. Filled on the
     # device: a copy from the host would have the host wait, and cannot be part of a CUDA graph.
-    return torch.cat([torch.full((1, 1, 1), value, device=device) for value in values])
+    parts = [torch.full((1, 1, 1), v, dtype=torch.float32, device=device) for v in values]
+    return torch.cat(parts)
 
 
 def _dino(config: SemanticConfig) -> Dinov2WithRegistersModel:

@@ -26,7 +26,8 @@ class HeadConfig:
     diffusion_steps: int = 50
     """Noise levels of the chain in training (``diffusion`` only)."""
     inference_steps: int = 50
-    """Passes of the language model per answer (``diffusion`` only)."""
+    """Passes of the language model per answer (``diffusion`` only). A divisor of
+    ``diffusion_steps``; from another number the chain does not start at the noisiest level."""
 
 
 def build_head(
@@ -41,7 +42,8 @@ def build_head(
         vocab_size: Words of the language model.
 
     Raises:
-        ContractError: The vocabulary has no room for the words of a discrete head.
+        ContractError: The vocabulary has no room for the words of a discrete head, or a chain is to
+            have more steps than there are noise levels.
     """
     if config.kind == "discrete":
         return DiscreteHead(action_size=action.size, vocab_size=vocab_size)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from vega_policy.policy.heads.l1 import L1Head
 from vega_policy.policy.token_projector import TokenProjector
+from vega_policy.spec import ContractError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +60,11 @@ class DiffusionHead(nn.Module):
         inference_steps: int,
     ) -> None:
         super().__init__()
+        if not 1 <= inference_steps <= diffusion_steps:
+            raise ContractError(
+                f"head.inference_steps is {inference_steps}, expected 1 to {diffusion_steps}, the "
+                "number of noise levels (head.diffusion_steps)"
+            )
         self.source = source
         self.shape = (horizon, action_size)
         self.diffusion_steps = diffusion_steps
@@ -147,6 +153,7 @@ class DiffusionHead(nn.Module):
 def time_token(levels: Tensor, *, width: int) -> Tensor:
     """Return (b, width) float32: sines, then cosines, of levels (b,) at falling frequencies."""
     half = width // 2
-    exponents = torch.arange(half, device=levels.device) * (-math.log(10000) / (half - 1))
+    places = torch.arange(half, dtype=torch.float32, device=levels.device)
+    exponents = places * (-math.log(10000) / (half - 1))
     angles = levels.float().unsqueeze(-1) * exponents.exp()
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
