@@ -64,10 +64,16 @@ _DATA, _INDEX = ".features", ".index"
 def prior_fingerprint(prior: nn.Module, config: Mapping[str, Any]) -> str:
     """Hash a frozen prior: its configuration, noise included, and every weight and constant.
 
-    The cadence is left out: it says when the prior runs, not what it answers.
+    Left out are the cadence, which says when the prior runs and not what it answers, and the path of
+    the prompt, which is hashed itself.
     """
-    said = {name: value for name, value in config.items() if name != "cadence"}
+    said = {k: v for k, v in config.items() if k not in ("cadence", "prompt_file")}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+    for name, module in prior.named_modules():  # diffusers' settings hold the scale of the latents
+        settings = getattr(module, "config", None)
+        if isinstance(settings, Mapping):
+            own = {k: v for k, v in settings.items() if k[0] != "_"}  # no paths, no versions
+            digest.update(f"{name} {json.dumps(own, sort_keys=True, default=str)}".encode())
     # Not the state dictionary, which leaves out buffers that are not saved with the weights. A
     # tensor kept as a plain attribute (the prompt) counts too, unless its name calls it private.
     plain = {k: v for k, v in vars(prior).items() if isinstance(v, Tensor) and k[0] != "_"}
