@@ -74,7 +74,13 @@ def read_settings(
         )
     )
     is_film = folder.component(VISION_BACKBONE) is not None
-    semantic = dataclasses.replace(base.semantic, dino=dino, siglip=siglip, film=is_film)
+    semantic = dataclasses.replace(
+        base.semantic,
+        image_px=(raw.get("image_sizes") or [base.image_px])[0],
+        dino=dino,
+        siglip=siglip,
+        film=is_film,
+    )
     config = dataclasses.replace(
         base,
         semantic=semantic,
