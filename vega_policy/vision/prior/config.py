@@ -70,8 +70,9 @@ class WanDims:
 class UNetDims:
     """Sizes of a diffusion UNet (SD 2.1, SVD); the defaults are tiny."""
 
-    widths: tuple[int, ...] = (32, 64, 64, 64)
-    """Channels of each level, finest first, multiples of 32; the last level has no cross-attention."""
+    widths: tuple[int, ...] = (64, 64, 64, 64)
+    """Channels of each level, finest first, multiples of 32 (of 32 alone the norms would take the
+    timestep out again); the last level has no cross-attention."""
     heads: tuple[int, ...] = (2, 2, 2, 2)
     """Attention heads of each level."""
     n_layers: int = 1

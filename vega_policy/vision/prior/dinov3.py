@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from transformers import DINOv3ViTModel
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
     from vega_policy.vision.prior.config import PriorConfig
 
@@ -58,7 +58,7 @@ class Dinov3Prior(FrozenPrior):
         require_depth(config, len(vit.model.layer))
         require_multiple(config, config.vit.patch_px, why="which is no whole number of patches")
         del vit.model.layer[config.block_index + 1 :]
-        vit.config.num_hidden_layers = config.block_index + 1
+        vit.config = _shortened(vit.config, config.block_index + 1)
         self.vit = vit
         self.freeze()
 
@@ -127,6 +127,13 @@ def imagenet(frames: Tensor) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
     return ((frames + 1) / 2 - mean) / std
+
+
+def _shortened(config: DINOv3ViTConfig, n_blocks: int) -> DINOv3ViTConfig:
+    """Return the configuration of fewer blocks; the names of its stages count them too."""
+    derived = ("stage_names", "out_features", "out_indices", "num_hidden_layers")
+    kept = {name: value for name, value in config.to_dict().items() if name not in derived}
+    return type(config)(**kept, num_hidden_layers=n_blocks)
 
 
 def _check(config: PriorConfig, found: Any) -> None:
