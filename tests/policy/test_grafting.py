@@ -171,8 +171,18 @@ def test_a_prior_that_does_not_fit_is_refused_before_anything_is_run():
         graft(policy, prior=fitting(policy, name="zero", image_px=64, grid=4), fusion=fusion)
     with pytest.raises(ContractError, match=r"set prior\.width=32"):
         graft(policy, prior=fitting(policy, name="layer_norm", width=8), fusion=fusion)
-    with pytest.raises(ContractError, match=r"projector\.semantic_hidden is 384"):
-        graft(policy, prior=fitting(policy), fusion=fusion, projector=ProjectorConfig())
+
+
+def test_a_projector_of_another_size_is_that_of_the_prior_alone():
+    policy = tiny("none")
+    wanted = ProjectorConfig(semantic_hidden=999, prior_kind="linear", prior_norm="none")
+    new = grafted(policy, projector=wanted)
+    kept = dataclasses.replace(wanted, semantic_hidden=policy.config.projector.semantic_hidden)
+    assert new.config.projector == kept
+    sizes = [tuple(p.shape) for p in new.model.vision.prior_projector.parameters()]
+    assert sizes == [(32, 32), (32,)]
+    batch = [tiny_observation(0), tiny_observation(1)]
+    assert_same_outputs(policy, new, batch)
 
 
 def test_without_fusion_the_prior_settings_are_not_even_looked_at(tmp_path):

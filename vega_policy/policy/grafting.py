@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from vega_policy.policy.policy import VegaPolicy
-from vega_policy.spec import ContractError
 from vega_policy.vision.fusion import FusionConfig
 from vega_policy.vision.prior import build_prior
 
@@ -44,21 +43,17 @@ def graft(
         prior: Settings of the prior; its grid is that of the policy's towers.
         prior_path: Its weights; None makes random ones.
         fusion: The rule; ``none`` removes the prior.
-        projector: Sizes of the prior's projector; None keeps the policy's settings.
+        projector: Sizes of the prior's projector; None keeps the policy's settings. What it says of
+            the semantic projector is not looked at: that one is there.
         seed: Of the new weights; global random state is left as it was.
 
     Raises:
-        ContractError: The prior does not fit the towers, or ``projector`` would change the semantic
-            projector, which is trained already.
+        ContractError: The prior does not fit the towers.
         CheckpointError: ``prior_path`` does not hold the weights the settings describe.
     """
     old = policy.config
-    projector = old.projector if projector is None else projector
-    if projector.semantic_hidden != old.projector.semantic_hidden:
-        raise ContractError(
-            f"projector.semantic_hidden is {projector.semantic_hidden}, the policy was trained with "
-            f"{old.projector.semantic_hidden}; keep it, a graft only brings a projector for the prior"
-        )
+    semantic = old.projector.semantic_hidden
+    projector = dataclasses.replace(projector or old.projector, semantic_hidden=semantic)
     config = dataclasses.replace(old, prior=prior, fusion=fusion, projector=projector)
     built = build_prior(prior, path=prior_path, seed=seed) if fusion.uses_prior else None
     return _with_model(policy, _branched(policy.model, config, built, seed=seed))
