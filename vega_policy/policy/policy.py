@@ -20,7 +20,15 @@ from vega_policy.policy.processor import Inputs, Processor
 from vega_policy.policy.statistics import DatasetStatistics, choose_key
 from vega_policy.policy.stopwatch import Stopwatch
 from vega_policy.policy.tokenizer import train_tokenizer
-from vega_policy.spec import CAMERAS, FULL_ARM, ActionChunk, ActionSpec, EnvFault, PolicyFault
+from vega_policy.spec import (
+    CAMERAS,
+    FULL_ARM,
+    ActionChunk,
+    ActionSpec,
+    ContractError,
+    EnvFault,
+    PolicyFault,
+)
 from vega_policy.spec.gripper import target_to_command
 from vega_policy.spec.names import require_name
 from vega_policy.vision.prior import build_prior
@@ -269,8 +277,14 @@ class VegaPolicy(nn.Module):
             card: Text of its README; None writes a short one.
 
         Raises:
-            ContractError: ``path`` exists and is not a checkpoint.
+            ContractError: ``path`` exists and is not a checkpoint, or the weights are quantised.
         """
+        from vega_policy.policy.acceleration import is_quantised
         from vega_policy.policy.pretrained import save_pretrained
 
+        if is_quantised(self.model):
+            raise ContractError(
+                "the language model is stored in 4 bits, and no checkpoint is read with such "
+                "weights; save the policy it was made of"
+            )
         save_pretrained(self, path, card=card)
