@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from vega_policy.spec import CheckpointError
 from vega_policy.vision.prior import wan_layouts
 from vega_policy.vision.prior.config import PriorConfig, WanDims
+from vega_policy.vision.prior.vace import VacePrior
 from vega_policy.vision.prior.wan import WanPrior, load_wan, new_wan, save_wan
 from vega_policy.vision.prior.wan_layouts import open_wan
 from vega_policy.vision.prior.wan_prompt import (
@@ -341,7 +342,7 @@ def test_without_any_prompt_one_sentence_says_what_to_do(cache, tmp_path):
     torch.save({"a": PROMPT[0]}, tmp_path / "bad.pt")
     with pytest.raises(CheckpointError, match="expected the empty prompt's embedding"):
         empty_prompt(tmp_path, prompt_file=tmp_path / "bad.pt")
-    (tmp_path / "pickle.pt").write_bytes(b"\x80\x04cos\nsystem\n.")
+    (tmp_path / "pickle.pt").write_bytes(b"\x80\x02cos\nsystem\n.")
     with pytest.raises(CheckpointError, match="cannot be read"):
         empty_prompt(tmp_path, prompt_file=tmp_path / "pickle.pt")
     assert not cache.exists()
@@ -427,3 +428,29 @@ def test_the_tiny_nano_prior_survives_a_round_trip(tmp_path):
     assert torch.equal(again[2], prompt)
     for a, b in ((vae, again[0]), (transformer, again[1])):
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def original_vace_name(name):
+    for diffusers, old in ((".proj_in", ".before_proj"), (".proj_out", ".after_proj")):
+        if name.startswith("vace_blocks"):
+            name = name.replace(diffusers, old)
+    return next(iter(original_names([name])))
+
+
+def test_vace_is_read_from_the_original_layout_too(original, prompt):
+    dims = CONFIG.dims
+    _, transformer, _ = new_wan(dims, seed=3, is_vace=True)
+    held = {original_vace_name(k): v.clone() for k, v in transformer.state_dict().items()}
+    save_file(held, original / "diffusion_pytorch_model.safetensors")
+    config = json.loads((original / "config.json").read_text())
+    vace = {"_class_name": "VaceWanModel", "model_type": "vace", "vace_in_dim": 96}
+    (original / "config.json").write_text(json.dumps({**config, **vace, "vace_layers": [0, 2]}))
+    with pytest.raises(CheckpointError, match=r"that of prior\.name=vace"):
+        WanPrior.load(original, dataclasses.replace(CONFIG, prompt_file=str(prompt)))
+    for n_blocks, n_control in ((2, 1), (4, 2)):
+        _, found, _ = load_wan(original, n_blocks=n_blocks, prompt_file=prompt)
+        assert (len(found.blocks), len(found.vace_blocks)) == (n_blocks, n_control)
+        expected = transformer.state_dict()
+        assert all(torch.equal(v, expected[k]) for k, v in found.state_dict().items())
+    prior = VacePrior.load(original, dataclasses.replace(CONFIG, prompt_file=str(prompt)))
+    assert prior.features(torch.zeros(1, 1, 3, 256, 256), keys=[0]).shape == (1, 1, 196, 48)
