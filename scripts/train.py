@@ -2,15 +2,22 @@
 
 python scripts/train.py data_dir=data/demonstrations prior_path=runs/prior/prior
 python scripts/train.py name=round2 init_from=runs/nano/policy 'data.dirs=[data/a,data/b]'   # DAgger
+torchrun --nproc-per-node 8 scripts/train.py policy=oft_7b data_dir=data/demonstrations      # LoRA on 7B
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
+import sys
 import threading
 from typing import Any
 
 from hydra_cli import run
+
+WORLD_SIZE = "WORLD_SIZE"
+"""What torchrun and accelerate launch tell each process."""
 
 
 def main(config: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +33,18 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     asked = threading.Event()
     # A scheduler's SIGTERM means: save and go. Ctrl-C keeps its usual meaning.
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    result = train(settings, should_stop=asked.is_set)
+    ranks = None
+    if int(os.environ.get(WORLD_SIZE, "1")) > 1:
+        from vega_policy.train.ranks import join
+
+        ranks = join(settings.device, parallel=settings.parallel)
+        if not ranks.is_main:
+            logging.getLogger().setLevel(logging.WARNING)
+    result = train(settings, should_stop=asked.is_set, ranks=ranks)
+    if ranks is not None:
+        ranks.leave()
+        if not ranks.is_main:
+            sys.exit(0)  # one process reports
     return {
         "steps": result.steps,
         "loss": result.loss,

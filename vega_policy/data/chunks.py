@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vega_policy.data.frames import Frames, open_frames
+from vega_policy.data.frames import Frames, FrameTransform, open_frames
 from vega_policy.data.libero_hdf5 import task_files
+from vega_policy.data.part import WHOLE, Part
 from vega_policy.data.statistics import action_targets, compute_statistics
 from vega_policy.spec import ContractError
 
@@ -55,6 +56,8 @@ class DataSource:
     suites: tuple[str, ...]
     cache_dir: Path | None = None
     """Where decoded frames and features go; ``<dir>/.cache`` where None."""
+    transform: FrameTransform | None = None
+    """What frames go through before they are kept; None keeps them as recorded."""
 
 
 class ChunkDataset:
@@ -102,7 +105,10 @@ class ChunkDataset:
             for suite in source.suites
             for path in task_files(folder, suite)
         ]
-        frames = [open_frames(p, suite=suite, cache_dir=cache) for p, suite, cache in found]
+        frames = [
+            open_frames(p, suite=suite, cache_dir=cache, transform=source.transform)
+            for p, suite, cache in found
+        ]
         return cls(frames, horizon=horizon)
 
     @property
@@ -186,6 +192,7 @@ class ChunkBatches:
         seed: int,
         features: Callable[[NDArray[np.int64]], Tensor] | None = None,
         pin: bool = False,
+        part: Part = WHOLE,
     ) -> None:
         """Prepare.
 
@@ -194,18 +201,24 @@ class ChunkBatches:
             starts: (m,) rows that start a sample.
             targets: (n, 7) normalised actions of every row.
             proprio: (n, 8) normalised.
-            batch_size: Samples in a batch.
+            batch_size: Samples in a whole batch.
             seed: Of the shuffling.
             features: Cached prior features by row; None where the prior runs with the model.
             pin: Lay the batch in page-locked memory, for a GPU.
+            part: What this process assembles of each batch.
 
         Raises:
-            ContractError: There are no samples.
+            ContractError: There are no samples, or the parts of a batch are not equal.
         """
         if len(starts) == 0:
             raise ContractError(
                 f"0 training samples in {dataset.n_rows} steps, expected at least 1: no demonstration has "
                 f"{dataset.horizon} expert actions in a row; collect more"
+            )
+        if batch_size % part.count:
+            raise ContractError(
+                f"a batch of {batch_size} cannot be divided equally among {part.count} processes; "
+                f"set batch_size to a multiple of {part.count}"
             )
         self._dataset = dataset
         self._starts = starts
@@ -216,6 +229,7 @@ class ChunkBatches:
         self._seed = seed
         self._features = features
         self._pin = pin
+        self._part = part
         self._orders: dict[int, NDArray[np.int64]] = {}
         self._steps = torch.arange(dataset.horizon)
 
@@ -230,21 +244,23 @@ class ChunkBatches:
         return len(self._starts) / self._batch_size
 
     def rows(self, k: int) -> NDArray[np.int64]:
-        """Return the rows of batch ``k`` in shuffled order."""
+        """Return the rows of the whole batch ``k`` in shuffled order."""
         places = np.arange(k * self._batch_size, (k + 1) * self._batch_size)
         epochs, within = np.divmod(places, len(self._starts))
         parts = [self._order(int(e))[within[epochs == e]] for e in np.unique(epochs)]
         return np.concatenate(parts)
 
     def batch(self, k: int) -> Batch:
-        """Assemble batch ``k``."""
-        return self.assemble(self.rows(k))
+        """Assemble this process's part of batch ``k``."""
+        size = self._batch_size // self._part.count
+        return self.assemble(self.rows(k)[self._part.index * size :][:size])
 
     def in_order(self, limit: int) -> list[NDArray[np.int64]]:
-        """Return at most ``limit`` samples, spread evenly over all, as the rows of whole batches."""
+        """Return at most ``limit`` samples, spread evenly over all, in pieces that a process can hold."""
+        size = self._batch_size // self._part.count
         count = min(limit, len(self._starts))
         chosen = self._starts[np.linspace(0, len(self._starts) - 1, count).astype(np.int64)]
-        return [chosen[i : i + self._batch_size] for i in range(0, count, self._batch_size)]
+        return [chosen[i : i + size] for i in range(0, count, size)]
 
     def assemble(self, rows: NDArray[np.int64]) -> Batch:
         """Assemble the samples that start at some rows."""

@@ -33,14 +33,27 @@ from vega_policy.data.progress import Progress
 from vega_policy.spec import CAMERAS, ContractError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import h5py
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
 LAYOUT = 1
 """Raised whenever the meaning of the cached arrays changes."""
+
+
+@dataclass(frozen=True, eq=False)
+class FrameTransform:
+    """A change that every frame goes through once, when it is decoded: the model's image path."""
+
+    name: str
+    """Names the folder of the results; another change needs another name."""
+    px: int
+    """Side of the resulting image."""
+    apply: Callable[[Sequence[NDArray[np.uint8]]], Tensor]
+    """Turns (h, w, 3) images into (n, 3, px, px) uint8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +78,9 @@ class Frames:
     """(demos,) steps of each demonstration, in the order of the rows."""
 
 
-def open_frames(path: Path, *, suite: str, cache_dir: Path) -> Frames:
+def open_frames(
+    path: Path, *, suite: str, cache_dir: Path, transform: FrameTransform | None = None
+) -> Frames:
     """Open the decoded frames of a file, decoding it first where that was not done yet.
 
     A kill while decoding leaves a hidden folder that the next call removes; what `open_frames`
@@ -81,16 +96,18 @@ def open_frames(path: Path, *, suite: str, cache_dir: Path) -> Frames:
         )
     fingerprint = _fingerprint(refs)
     task = path.name.removesuffix(SUFFIX).removesuffix(".hdf5")
-    folder = cache_dir / suite / f"{task}-{fingerprint}"
+    # A folder of its own for each transform, so that none takes another's results for stale.
+    root = cache_dir if transform is None else cache_dir / transform.name
+    folder = root / suite / f"{task}-{fingerprint}"
     if not (folder / "meta.json").exists():
-        _decode(refs, folder=folder, task=task)
+        _decode(refs, folder=folder, task=task, transform=transform)
     with np.load(folder / "low.npz") as low:
         arrays = {key: low[key] for key in ("actions", "proprio", "expert_mask", "lengths")}
     # Mode "c" gives a writable view without ever writing to the file: torch warns about others.
     images = np.load(folder / "images.npy", mmap_mode="c")
     return Frames(
         folder=folder,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint if transform is None else f"{fingerprint}-{transform.name}",
         suite=suite,
         task=task,
         instruction=refs[0].instruction,
@@ -99,7 +116,9 @@ def open_frames(path: Path, *, suite: str, cache_dir: Path) -> Frames:
     )
 
 
-def _decode(refs: Sequence[DemoRef], *, folder: Path, task: str) -> None:
+def _decode(
+    refs: Sequence[DemoRef], *, folder: Path, task: str, transform: FrameTransform | None
+) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     for stale in _stale(folder, task=task):
         logger.info("removing %s, decoded from an older file of this task", stale)
@@ -108,7 +127,8 @@ def _decode(refs: Sequence[DemoRef], *, folder: Path, task: str) -> None:
     with open_demo(refs[0]) as group:
         height, width = read_images(group, CAMERAS[0]).shape[1:3]
     total = sum(ref.n_steps for ref in refs)
-    shape = (total, len(CAMERAS), 3, height, width)
+    side = (height, width) if transform is None else (transform.px, transform.px)
+    shape = (total, len(CAMERAS), 3, *side)
     images = np.lib.format.open_memmap(
         temporary / "images.npy", mode="w+", dtype=np.uint8, shape=shape
     )
@@ -118,8 +138,11 @@ def _decode(refs: Sequence[DemoRef], *, folder: Path, task: str) -> None:
         for ref in refs:
             with open_demo(ref) as group:
                 for view, camera in enumerate(CAMERAS):
-                    images[row : row + ref.n_steps, view] = _planes(
-                        group, camera, ref=ref, size=(height, width)
+                    frames = _frames(group, camera, ref=ref, size=(height, width))
+                    images[row : row + ref.n_steps, view] = (
+                        frames.transpose(0, 3, 1, 2)
+                        if transform is None
+                        else transform.apply(list(frames)).numpy()
                     )
                 for key, values in read_low_dimensional(group).items():
                     low[key].append(values)
@@ -137,7 +160,7 @@ def _decode(refs: Sequence[DemoRef], *, folder: Path, task: str) -> None:
     temporary.replace(folder)
 
 
-def _planes(
+def _frames(
     group: h5py.Group, camera: str, *, ref: DemoRef, size: tuple[int, int]
 ) -> NDArray[np.uint8]:
     images = read_images(group, camera)
@@ -146,7 +169,7 @@ def _planes(
             f"{ref.file} {ref.name}: {camera} is {images.shape}, expected {(ref.n_steps, *size, 3)} "
             "as in the first demonstration; keep one image size per file"
         )
-    return images.transpose(0, 3, 1, 2)
+    return images
 
 
 def _stale(folder: Path, *, task: str) -> list[Path]:

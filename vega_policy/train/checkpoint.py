@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -102,16 +102,24 @@ def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
+    *,
+    share: Callable[..., Tensor] = lambda tensor, *, like: tensor.to(like.device),
 ) -> None:
-    """Put back what `optimizer_tensors` returned."""
+    """Put back what `optimizer_tensors` returned.
+
+    ``share`` returns what this process holds of a whole tensor; see `Ranks.share`.
+    """
     for name, tensor in tensors.items():
         kind, key, parameter_name = [*name.split("/", 2), "", ""][:3]
         if kind != "optimizer":
             continue
         parameter = parameters[parameter_name]
         # The step counter of Adam stays a float32 scalar on its own device.
-        device = parameter.device if tensor.ndim or optimizer.defaults.get("fused") else "cpu"
-        optimizer.state[parameter][key] = tensor.to(device)
+        if tensor.ndim:
+            optimizer.state[parameter][key] = share(tensor, like=parameter)
+        else:
+            device = parameter.device if optimizer.defaults.get("fused") else "cpu"
+            optimizer.state[parameter][key] = tensor.to(device)
 
 
 def _sync(path: Path) -> None:

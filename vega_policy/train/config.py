@@ -13,7 +13,9 @@ from vega_policy.data.feature_cache import FeatureDtype
 from vega_policy.policy.config import PolicyConfig
 from vega_policy.spec import ContractError
 from vega_policy.spec.names import require_name
+from vega_policy.train.lora import LoraConfig, Tune
 from vega_policy.train.metrics import SINKS
+from vega_policy.train.ranks import Parallel
 from vega_policy.train.schedule import ScheduleConfig
 from vega_policy.train.settings import build
 
@@ -53,13 +55,15 @@ class OptimConfig:
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     weight_decay: float = 0.05
-    """Of matrices; norms, biases and embeddings of one dimension have none."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """``matrices``: norms, biases and embeddings of one dimension do not decay."""
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     clip_norm: float = 1.0
     """Largest norm of all gradients together; 0 switches clipping off."""
     ema_decay: float = 0.999
+    """Of the average weights, which are what is saved; 0 keeps none and saves the weights."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +76,25 @@ class TrainConfig:
     steps: int = 20000
     """Updates of the weights."""
     batch_size: int = 64
-    """Samples in one pass."""
+    """Samples in one pass, of all processes together."""
     accumulate: int = 1
     """Passes whose gradients make one update."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Arithmetic of the forward pass; weights and moments are float32."""
+    """Arithmetic of the forward pass; trained weights and moments are float32."""
+    tune: Tune = "full"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights that are not trained."""
+    gradient_checkpointing: bool = False
+    """Compute activations a second time instead of keeping them."""
+    parallel: Parallel = "ddp"
+    """How several processes share the work; without effect on one."""
     init_from: str | None = None
     """A policy to start from; its configuration, prior and statistics are kept."""
+    graft: bool = False
+    """Put the prior and the fusion of ``policy`` on the policy to start from."""
     prior_path: str | None = None
     """Directory of the frozen prior; ``random`` makes one with random weights."""
     statistics: Literal["auto", "data", "checkpoint"] = "auto"
@@ -91,6 +105,11 @@ class TrainConfig:
     validation_samples: int = 512
     max_minutes: float = 0.0
     """Stop, resumable, after this time; 0 means never."""
+    save_policy: Literal["always", "end"] = "always"
+    """When the stand-alone policy is written: with every checkpoint, or once, when all steps are
+    done. A policy of 7 billion weights is 15 GB; its training checkpoint is what is trained."""
+    estimate_memory: bool = False
+    """Before anything is loaded, say what each GPU will hold."""
     sinks: tuple[str, ...] = ("jsonl",)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -145,6 +164,9 @@ def _out_of_range(config: TrainConfig) -> list[str]:
             ("data.features.batch_size", config.data.features.batch_size, 1),
             ("data.augment.shift_px", config.data.augment.shift_px, 0),
             ("optim.schedule.warmup_steps", config.optim.schedule.warmup_steps, 0),
+            ("optim.schedule.drop_step", config.optim.schedule.drop_step, 0),
+            ("lora.rank", config.lora.rank, 1),
+            ("lora.alpha", config.lora.alpha, 1),
         )
         if value < least
     ]
@@ -159,10 +181,18 @@ def _out_of_range(config: TrainConfig) -> list[str]:
         problems.append("data.dirs is empty, expected at least one folder of demonstrations")
     if not config.data.suites:
         problems.append("data.suites is empty, expected at least one suite")
-    if config.data.augment.shift_px and config.data.features.cached:
+    problems += _augment_problems(config)
+    if config.init_from is None and config.tune != "full":
         problems.append(
-            "data.augment.shift_px moves the image, but cached prior features are those of the image at "
-            "rest; set data.features.cached=false or data.augment.shift_px=0"
+            f"tune is {config.tune!r} but init_from is not set, so random weights would stay as they are; "
+            "set init_from to a policy or tune=full"
+        )
+    if config.init_from is None and config.graft:
+        problems.append("graft is true but init_from is not set; set it to a policy to graft on")
+    if config.base_dtype == "bfloat16" and config.precision == "float32":
+        problems.append(
+            "base_dtype is 'bfloat16' but precision is 'float32'; set both alike, or only precision to "
+            "bfloat16"
         )
     if config.init_from is None and config.statistics == "checkpoint":
         problems.append("statistics is 'checkpoint' but init_from is not set; set one of the two")
@@ -170,5 +200,25 @@ def _out_of_range(config: TrainConfig) -> list[str]:
         problems.append(
             "prior_path is not set, expected the directory of a prior (scripts/pretrain_prior.py makes "
             "one), or 'random' for random weights"
+        )
+    return problems
+
+
+def _augment_problems(config: TrainConfig) -> list[str]:
+    augment = config.data.augment
+    problems: list[str] = []
+    if augment.is_geometric and config.data.features.cached:
+        problems.append(
+            "data.augment.shift_px and data.augment.crop move the image, but cached prior features are "
+            "those of the image at rest; set data.features.cached=false, or both to 0"
+        )
+    if augment.style == "fast" and (augment.saturation or augment.hue or augment.crop):
+        problems.append(
+            "data.augment.saturation, hue and crop need data.augment.style=openvla; set it, or all three "
+            "to 0"
+        )
+    if not 0 <= augment.crop < 1:
+        problems.append(
+            f"data.augment.crop is {augment.crop}, expected a share of the area below 1"
         )
     return problems

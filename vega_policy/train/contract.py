@@ -20,11 +20,15 @@ FREE_SETTINGS = (
     "data.dirs",
     "data.features.batch_size",
     "device",
+    "estimate_memory",
+    "gradient_checkpointing",
     "log_every",
     "max_minutes",
     "name",
+    "parallel",
     "prior_path",
     "run_root",
+    "save_policy",
     "sinks",
     "validate_every",
     "validation_samples",
@@ -91,7 +95,8 @@ def disagreements(
         problems.append(
             f"proprio size: the policy has {policy.proprio_size}, the data has {data.proprio_size}"
         )
-    if data.image_px != (policy.image_px, policy.image_px):
+    is_resized = policy.image_transform != "none"
+    if not is_resized and data.image_px != (policy.image_px, policy.image_px):
         problems.append(
             f"image size: the policy has {policy.image_px} px, the data has {data.image_px}"
         )
@@ -102,7 +107,7 @@ def disagreements(
             f"statistics: the policy has {', '.join(sorted(statistics_keys)) or 'none'}, the data is of "
             f"{suite}; statistics=data measures new ones"
             for suite in suites
-            if suite not in statistics_keys
+            if not {suite, f"{suite}_no_noops"} & set(statistics_keys)
         ]
     return problems
 

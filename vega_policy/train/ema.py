@@ -16,13 +16,14 @@ class Average:
     """A float32 copy of some weights that follows them slowly.
 
     The decay starts small, ``(1 + step) / (10 + step)``, so that the random start is forgotten in the
-    first steps and not after ``1 / (1 - decay)`` of them.
+    first steps and not after ``1 / (1 - decay)`` of them. A decay of 0 keeps no copies: the average
+    then is the weights themselves.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], *, decay: float) -> None:
-        self._weights = dict(weights)
+        self._weights = dict(weights) if decay else {}
         self._decay = decay
-        self._copies = {k: v.detach().float().clone() for k, v in weights.items()}
+        self._copies = {k: v.detach().float().clone() for k, v in self._weights.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,8 +23,11 @@ from vega_policy.policy import choose_device
 from vega_policy.spec import PolicyFault
 from vega_policy.spec.files import write_atomic
 from vega_policy.train import checkpoint
+from vega_policy.train.lora import merge_lora
+from vega_policy.train.memory import report_memory
 from vega_policy.train.metrics import Sinks, build_sinks, plot_losses, read_records
 from vega_policy.train.preparation import Stage, open_policy, prepare
+from vega_policy.train.ranks import Ranks
 from vega_policy.train.run_folder import locked, require_same_origin, require_same_run
 from vega_policy.train.tally import Clock, Window
 from vega_policy.train.validation import validate
@@ -32,11 +36,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vega_policy.data.chunks import Batch
+    from vega_policy.policy import VegaPolicy
     from vega_policy.train.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
 Ending = Literal["finished", "time", "signal"]
+_TRAINED = {
+    "full": "every weight",
+    "lora": "low-rank adapters, merged; head, projectors and fusion in full",
+    "grafted": "the prior's projector and the fusion",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,8 @@ class TrainResult:
     loss: float
     """Mean training loss since the last record."""
     checkpoint: Path
-    """A directory `from_pretrained` reads: the average weights."""
+    """A directory `from_pretrained` reads: the average weights. With ``save_policy=end`` it is there
+    once the run has finished."""
     ending: Ending
     """``time`` and ``signal`` runs continue when started again with the same settings."""
     validation: dict[str, float]
@@ -57,7 +68,12 @@ class TrainResult:
     """Of this part of the run, validation and saving not counted."""
 
 
-def train(config: TrainConfig, *, should_stop: Callable[[], bool] = lambda: False) -> TrainResult:
+def train(
+    config: TrainConfig,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks | None = None,
+) -> TrainResult:
     """Train, or continue, the run that the settings name.
 
     Writes ``<run_root>/<name>/``: ``config.json``, ``metrics.jsonl``, ``loss.png``, ``checkpoint/`` (what
@@ -65,20 +81,25 @@ def train(config: TrainConfig, *, should_stop: Callable[[], bool] = lambda: Fals
 
     Args:
         config: The settings.
-        should_stop: Asked after every update; True saves a checkpoint and ends the run.
+        should_stop: Asked after every update; True in any process saves a checkpoint and ends the run
+            in all.
+        ranks: The processes of the run; None is this one alone. The first one writes.
 
     Raises:
         ContractError: Settings, data and policy do not fit together; every disagreement is listed
             and nothing was written. Or another process trains in the same folder.
         CheckpointError: The run on disk is of other settings, data or prior.
     """
-    device = choose_device(config.device)
+    ranks = ranks or Ranks(choose_device(config.device))
     require_same_run(config)
+    if config.estimate_memory and ranks.is_main:
+        report_memory(config, ranks)
     policy = open_policy(config)
-    with locked(config.run_dir), torch.random.fork_rng(devices=[]):
+    folder = locked(config.run_dir) if ranks.is_main else nullcontext()
+    with folder, torch.random.fork_rng(devices=[]):
         # Nothing draws from the global state today; a dropout would, and must draw the same.
         torch.manual_seed(config.seed)
-        stage = prepare(config, policy, device, should_stop=should_stop)
+        stage = prepare(config, policy, ranks, should_stop=should_stop)
         state = checkpoint.load_latest(config.run_dir / "checkpoint")
         done = 0
         if state is not None:
@@ -86,10 +107,12 @@ def train(config: TrainConfig, *, should_stop: Callable[[], bool] = lambda: Fals
             stage.learner.load_tensors(state.tensors)
             done = state.step
             logger.info("continuing %s at step %d of %d", config.name, done, config.steps)
-        write_atomic(config.run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
-        sinks = build_sinks(
-            config.sinks, run_dir=config.run_dir, resume_step=done, config=config.to_dict()
-        )
+        sinks = Sinks([])
+        if ranks.is_main:
+            write_atomic(config.run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
+            sinks = build_sinks(
+                config.sinks, run_dir=config.run_dir, resume_step=done, config=config.to_dict()
+            )
         try:
             window = Window() if state is None else Window.load(state)
             return _loop(stage, sinks, window=window, done=done, should_stop=should_stop)
@@ -132,10 +155,13 @@ def _loop(
             if done % config.checkpoint_every == 0 or is_last:
                 _save(stage, window, done)
                 saved = done
-            if not is_last and (should_stop() or time.monotonic() > deadline_s):
-                ending = "signal" if should_stop() else "time"
+            if is_last:
                 break
-    if saved != done or not (config.run_dir / "policy").exists():
+            is_asked, is_late = should_stop(), time.monotonic() > deadline_s
+            if stage.ranks.any(is_asked or is_late):
+                ending = "signal" if stage.ranks.any(is_asked) else "time"
+                break
+    if saved != done or _lacks_policy(stage, done):
         _save(stage, window, done)
     return TrainResult(
         steps=done,
@@ -176,15 +202,18 @@ def _save(stage: Stage, window: Window, done: int) -> None:
     run_dir = stage.config.run_dir
     # The sum since the last record: what was recorded before has been checked then.
     _require_finite(float(window.tensor[0]), step=done)
+    tensors = stage.learner.tensors()
     # The policy first: a run killed in between continues from the older state and writes it again,
     # whereas a finished state beside an older policy would never be put right.
-    with stage.learner.average.applied():
-        stage.policy.save_pretrained(run_dir / "policy", card=_card(stage, window, done))
+    if _saves_policy(stage, done):
+        _save_policy(stage, window, done)
+    if not stage.ranks.is_main:
+        return
     checkpoint.save(
         run_dir / "checkpoint",
         checkpoint.RunState(
             step=done,
-            tensors={**stage.learner.tensors(), "window": window.tensor},
+            tensors={**tensors, "window": window.tensor},
             info={
                 "window_count": window.count,
                 "loss": window.loss if math.isfinite(window.loss) else None,
@@ -195,17 +224,37 @@ def _save(stage: Stage, window: Window, done: int) -> None:
     plot_losses(read_records(run_dir / "metrics.jsonl"), run_dir / "loss.png")
 
 
+def _saves_policy(stage: Stage, done: int) -> bool:
+    return stage.config.save_policy == "always" or done == stage.config.steps
+
+
+def _lacks_policy(stage: Stage, done: int) -> bool:
+    """Return whether a policy that should be there is not; all processes look before one writes."""
+    is_missing = _saves_policy(stage, done) and not (stage.config.run_dir / "policy").exists()
+    return stage.ranks.any(is_missing)
+
+
+def _save_policy(stage: Stage, window: Window, done: int) -> None:
+    policy: VegaPolicy | None = stage.policy
+    with stage.learner.average.applied():
+        if stage.config.tune == "lora" or stage.ranks.size > 1:
+            policy = merge_lora(stage.policy, whole=stage.ranks.whole, keep=stage.ranks.is_main)
+        if policy is not None:
+            policy.save_pretrained(stage.config.run_dir / "policy", card=_card(stage, window, done))
+
+
 def _card(stage: Stage, window: Window, done: int) -> str:
     config = stage.config
     return (
         f"# VEGA-Policy checkpoint: {config.name}\n\n"
-        f"Average weights after {done} of {config.steps} updates of {config.batch_size * config.accumulate} "
+        f"{'Average weights' if config.optim.ema_decay else 'Weights'} after {done} of {config.steps} updates of {config.batch_size * config.accumulate} "
         f"samples; training loss {window.loss:.4f} (L1, normalised actions).\n\n"
         f"- data: {', '.join(config.data.suites)}, "
         f"{sum(len(f.lengths) for f in stage.dataset.files)} demonstrations, "
         f"{stage.batches.n_samples} samples\n"
         f"- prior: {stage.policy.config.prior.name}, weights {stage.origin['prior']}\n"
-        f"- started from: {config.init_from or 'random weights'}\n\n"
+        f"- started from: {config.init_from or 'random weights'}\n"
+        f"- trained: {_TRAINED[config.tune]}\n\n"
         "Success was not measured.\n"
     )
 

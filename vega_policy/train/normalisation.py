@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from vega_policy.policy.statistics import choose_key
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -36,6 +38,7 @@ def normalised(
     proprio = np.empty(dataset.proprio.shape, dtype=np.float32)
     for suite in {file.suite for file in dataset.files}:
         rows = dataset.rows_of_suite(suite)
-        targets[rows] = statistics[suite].action.normalise_target(dataset.targets[rows])
-        proprio[rows] = statistics[suite].proprio.normalise(dataset.proprio[rows])
+        own = statistics[choose_key(statistics, suite)]
+        targets[rows] = own.action.normalise_target(dataset.targets[rows])
+        proprio[rows] = own.proprio.normalise(dataset.proprio[rows])
     return NormalisedRows(targets=targets, proprio=proprio)

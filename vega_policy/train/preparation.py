@@ -13,6 +13,7 @@ from torch import Tensor
 from vega_policy.data.chunks import Batch, ChunkBatches, ChunkDataset, DataSource
 from vega_policy.data.feature_cache import FeatureCache
 from vega_policy.data.libero_hdf5 import task_files
+from vega_policy.data.part import Part
 from vega_policy.policy import (
     VegaPolicy,
     from_pretrained,
@@ -23,7 +24,9 @@ from vega_policy.policy.pretrained import STATISTICS, resolve
 from vega_policy.spec import ContractError
 from vega_policy.train.config import TrainConfig
 from vega_policy.train.contract import disagreements, look_at
+from vega_policy.train.frame_path import frame_transform
 from vega_policy.train.learner import Learner, Prompts
+from vega_policy.train.lora import prepare_weights
 from vega_policy.train.normalisation import normalised
 from vega_policy.vision.prior import build_prior
 from vega_policy.vision.prior.store import PriorIdentity, prior_fingerprint
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vega_policy.policy import VegaModel
+    from vega_policy.train.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ class Stage:
     batches: ChunkBatches
     held_out: list[Batch]
     learner: Learner
+    ranks: Ranks
     origin: dict[str, Any]
     """Hashes of data and prior: a continued run must find the same."""
 
@@ -60,8 +65,11 @@ def open_policy(config: TrainConfig) -> VegaPolicy | None:
     ]
     policy = None
     if config.init_from is not None:
-        any_key = next(iter(load_statistics(resolve(config.init_from) / STATISTICS)), None)
+        file = resolve(config.init_from) / STATISTICS
+        any_key = next(iter(load_statistics(file)), None) if file.is_file() else None
         policy = from_pretrained(config.init_from, unnorm_key=any_key)
+        if config.graft:
+            policy = _grafted(policy, config)
     elif config.prior_path not in (None, "random"):
         # Loaded for its checks alone: a wrong directory must be known before data are decoded.
         build_prior(config.policy.prior, path=config.prior_path)
@@ -84,29 +92,37 @@ def open_policy(config: TrainConfig) -> VegaPolicy | None:
 def prepare(
     config: TrainConfig,
     start: VegaPolicy | None,
-    device: torch.device,
+    ranks: Ranks,
     *,
     should_stop: Callable[[], bool],
 ) -> Stage:
     """Decode the data, make or take over the policy, compute the prior's features.
+
+    One process decodes and computes features, while the others wait.
 
     Raises:
         ContractError: The data holds no sample.
         KeyboardInterrupt: ``should_stop`` said so while features were computed, which can take
             long; those that are done stay in the cache.
     """
-    dataset = ChunkDataset.open(
-        DataSource(
-            dirs=tuple(Path(d) for d in config.data.dirs),
-            suites=config.data.suites,
-            cache_dir=None if config.data.cache_dir is None else Path(config.data.cache_dir),
+    source = DataSource(
+        dirs=tuple(Path(d) for d in config.data.dirs),
+        suites=config.data.suites,
+        cache_dir=None if config.data.cache_dir is None else Path(config.data.cache_dir),
+        transform=frame_transform(
+            config.policy if start is None else start.config, config.data.augment
         ),
-        horizon=config.policy.action.horizon,
     )
+    with ranks.main_first():
+        dataset = ChunkDataset.open(source, horizon=config.policy.action.horizon)
     policy = _policy_to_train(config, dataset, start)
-    model = policy.model.to(device)
-    prior_hash = prior_fingerprint(model.prior, policy.config.to_dict()["prior"])
-    features = _features(config, dataset, model, should_stop=should_stop)
+    model = policy.model.to(ranks.device)
+    prior_hash = "none"
+    features = None
+    if model.vision.prior is not None:
+        prior_hash = prior_fingerprint(model.vision.prior, policy.config.to_dict()["prior"])
+        with ranks.main_first():
+            features = _features(config, dataset, model, should_stop=should_stop)
     rows = normalised(dataset, policy.statistics)
 
     def batches(*, held_out: bool) -> ChunkBatches | None:
@@ -121,7 +137,8 @@ def prepare(
             batch_size=config.batch_size,
             seed=config.seed,
             features=features,
-            pin=device.type == "cuda",
+            pin=ranks.device.type == "cuda",
+            part=Part(ranks.rank, ranks.size),
         )
 
     trained, kept = batches(held_out=False), batches(held_out=True)
@@ -135,15 +152,18 @@ def prepare(
         trained.batches_per_epoch,
         len(dataset.instructions),
     )
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     ids, mask = policy.processor.tokenise(dataset.instructions)
     learner = Learner(
         model,
-        prompts=Prompts(ids.to(device), mask.to(device)),
+        prompts=Prompts(ids.to(ranks.device), mask),
         config=config.optim,
         augment=config.data.augment,
         total_steps=config.steps,
         precision=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
         seed=config.seed,
+        ranks=ranks,
     )
     return Stage(
         config=config,
@@ -154,6 +174,7 @@ def prepare(
         if kept is None
         else [kept.assemble(r) for r in kept.in_order(config.validation_samples)],
         learner=learner,
+        ranks=ranks,
         origin={"files": [f.fingerprint for f in dataset.files], "prior": prior_hash},
     )
 
@@ -180,10 +201,31 @@ def _policy_to_train(
             else start.statistics,
             unnorm_key=suite,
         )
-    for parameter in policy.model.parameters():
-        parameter.requires_grad_(True)  # noqa: FBT003 - torch's signature
-    policy.model.prior.requires_grad_(False)  # noqa: FBT003
+    prepare_weights(
+        policy.model,
+        tune=config.tune,
+        lora=config.lora,
+        base_dtype=getattr(torch, config.base_dtype),
+        seed=config.seed,
+    )
     return policy
+
+
+def _grafted(policy: VegaPolicy, config: TrainConfig) -> VegaPolicy:
+    """Put prior and fusion of the settings on a policy, unless it already has them."""
+    from vega_policy.policy.grafting import graft
+
+    wanted = config.policy
+    if policy.config.fusion == wanted.fusion and policy.config.prior == wanted.prior:
+        return policy
+    return graft(
+        policy,
+        prior=wanted.prior,
+        fusion=wanted.fusion,
+        projector=wanted.projector,
+        prior_path=None if config.prior_path == "random" else config.prior_path,
+        seed=config.seed,
+    )
 
 
 def _features(
@@ -202,7 +244,10 @@ def _features(
     def compute(pixels: Tensor, keys: Sequence[int]) -> Tensor:
         if should_stop():
             raise KeyboardInterrupt
-        return model.prior_features(pixels.to(device), keys=keys)
+        features = model.prior_features(pixels.to(device), keys=keys)
+        if features is None:
+            raise ValueError(f"{type(prior).__name__} makes no features of frames")
+        return features
 
     return FeatureCache.open(
         dataset,

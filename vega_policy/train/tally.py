@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -51,11 +52,12 @@ class Window:
         self._last = update
 
     def close(self) -> dict[str, float]:
-        """Return the means, and begin a new window."""
+        """Return the means, and begin a new window; of a gate where the fusion rule has one."""
         loss, gate = (self.tensor / max(self._count, 1)).tolist()
         norm = float("nan") if self._last is None else float(self._last.gradient_norm)
         self.loss, self._total, self._count = loss, None, 0
-        return {"loss": loss, "gate": gate, "gradient_norm": norm}
+        gates = {} if math.isnan(gate) else {"gate": gate}
+        return {"loss": loss, **gates, "gradient_norm": norm}
 
 
 class Clock:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vega_policy.policy.statistics import choose_key
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -69,7 +71,9 @@ def _units(
     rows = [
         0.5 * (bounds.q99 - bounds.q01)[:6] * unit
         for bounds in (
-            statistics[dataset.files[dataset.locate(int(row))[0]].suite].action
+            statistics[
+                choose_key(statistics, dataset.files[dataset.locate(int(row))[0]].suite)
+            ].action
             for row in batch.rows
         )
     ]
