@@ -16,7 +16,9 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vega_policy.policy.config import PolicyConfig
+from vega_policy.policy.pretrained import from_pretrained
 from vega_policy.spec import CheckpointError, ContractError
+from vega_policy.testing.tiny_policy import tiny_config, tiny_policy
 from vega_policy.vision.prior import (
     PRIORS,
     PriorConfig,
@@ -185,6 +187,16 @@ def test_the_seed_of_random_weights_decides_them(name, priors, frames):
 def test_there_is_one_key_for_every_observation(priors, frames):
     with pytest.raises(ValueError, match="1 keys for 2 observations"):
         priors("zero").features(frames, keys=[0])
+
+
+@pytest.mark.parametrize("name", [*TINY, "layer_norm"])
+def test_a_policy_checkpoint_carries_its_prior(name, tmp_path):
+    prior = dataclasses.replace(TINY.get(name, config("layer_norm", width=32)), grid=2)
+    policy = tiny_policy(tmp_path, config=dataclasses.replace(tiny_config(), prior=prior))
+    loaded = from_pretrained(tmp_path)
+    pixels = torch.randint(0, 256, (1, 2, 3, 32, 32), dtype=torch.uint8)
+    one, other = (p.model.vision(pixels, keys=[3]).tokens for p in (policy, loaded))
+    assert torch.equal(one, other)
 
 
 # --- one block of a UNet --------------------------------------------------------------------------

@@ -193,6 +193,8 @@ def read_transformers(kind: Any, folder: Path, **overrides: Any) -> Any:
     problems = [f"{key} missing" for key in sorted(found["missing_keys"])]
     problems += [f"{item[0]} has another shape" for item in sorted(found["mismatched_keys"])]
     _refuse_weights(folder, problems)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # see `read_diffusers`
     return model
 
 
