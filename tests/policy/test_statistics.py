@@ -36,6 +36,24 @@ def test_the_gripper_passes_through_and_a_constant_number_becomes_zero_in_traini
     assert bounds.unnormalise(x)[0, 6] == 0.7
 
 
+def test_the_other_rule_maps_lowest_and_highest():
+    """The rule of OpenVLA-OFT's ALOHA policies; numbers that are not masked in pass through."""
+    bounds = tiny_statistics().by("bounds").action
+    ends = np.stack([bounds.min, bounds.max])
+    np.testing.assert_allclose(bounds.normalise(ends)[:, :6], [[-1.0] * 6, [1.0] * 6], atol=1e-7)
+    assert np.array_equal(bounds.normalise(ends)[:, 6], ends[:, 6])
+    x = np.random.default_rng(0).uniform(bounds.min, bounds.max, (5, 7))
+    np.testing.assert_allclose(bounds.unnormalise(bounds.normalise(x)), x, atol=1e-9)
+    assert not np.allclose(bounds.normalise(x), tiny_statistics().action.normalise(x))
+
+
+def test_evaluation_clips_the_untouched_numbers_too():
+    bounds = tiny_statistics().action
+    x = np.full((1, 7), 3.0)
+    assert bounds.normalise(x)[0, 6] == 3.0
+    assert bounds.normalise(x, clip_unmasked=True)[0, 6] == 1.0
+
+
 def test_several_entries_survive_the_file(tmp_path):
     path = tmp_path / "dataset_statistics.json"
     save_statistics(path, {"a": tiny_statistics(), "b": tiny_statistics()})

@@ -181,7 +181,7 @@ def _read_published(
                 f"{folder} has no tokenizer.json; download it too, or pass a tokenizer"
             )
         tokenizer = load_llama_tokenizer(files.tokenizer)
-    statistics = published_statistics(files)
+    statistics = _published_statistics(files)
     config = prepared.config
     # Those of a base model are of other robots: training replaces them.
     problems = [] if files.is_base else _disagreements(config, statistics, len(tokenizer))
@@ -255,7 +255,28 @@ def statistics_key(path_or_id: Path | str, *, suite: str) -> str | None:
 
     With None, loading takes the only key there is, or lists them.
     """
-    return key_of_suite(load_statistics(resolve(path_or_id) / STATISTICS), suite)
+    return key_of_suite(statistics_of(resolve(path_or_id)), suite)
+
+
+def statistics_of(
+    folder: Path | str, *, base: Path | str | None = None
+) -> dict[str, DatasetStatistics]:
+    """Read the statistics of a checkpoint by data set, without loading it.
+
+    A base model's are those in its configuration, which are of other robots. Of a fine-tuned one,
+    these do not count: they are of the data before.
+
+    Args:
+        folder: The directory.
+        base: See `from_pretrained`.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    folder = Path(folder)
+    if not is_published(folder):
+        return load_statistics(folder / STATISTICS)
+    return _published_statistics(PublishedFolder.open(folder, base=base))
 
 
 def load_config(
@@ -304,17 +325,22 @@ def _write(policy: VegaPolicy, folder: Path, card: str) -> None:
 
 
 def _write_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write one file, or several with an index; one at a time is in memory twice."""
+    """Write one file, or several with an index."""
     split = split_torch_state_dict_into_shards(
         dict(weights), filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD_BYTES
     )
     for file, names in split.filename_to_tensors.items():
-        # Cloned, since the thirds of a published matrix are views of one storage.
-        part = {name: weights[name].detach().cpu().clone() for name in names}
+        part = {name: _whole(weights[name].detach().cpu()) for name in names}
         save_file(part, folder / file, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that is its whole storage; the thirds of a published matrix share one."""
+    is_part = tensor.untyped_storage().nbytes() != tensor.nbytes
+    return tensor.clone() if is_part else tensor.contiguous()
 
 
 def _default_card(policy: VegaPolicy) -> str:
@@ -326,14 +352,7 @@ def _default_card(policy: VegaPolicy) -> str:
     )
 
 
-def published_statistics(files: PublishedFolder) -> dict[str, DatasetStatistics]:
-    """Read the statistics of a published checkpoint; a base model's are in its configuration.
-
-    Those stand there in fine-tuned checkpoints too, of the data before fine-tuning, and do not count.
-
-    Raises:
-        CheckpointError: There are none.
-    """
+def _published_statistics(files: PublishedFolder) -> dict[str, DatasetStatistics]:
     if files.statistics is not None:
         return load_statistics(files.statistics)
     if files.is_base:
@@ -405,4 +424,6 @@ __all__ = [
     "load_config",
     "resolve",
     "save_pretrained",
+    "statistics_key",
+    "statistics_of",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,13 +39,15 @@ def read_safetensors(files: Iterable[Path]) -> dict[str, Stored]:
     """
     result: dict[str, Stored] = {}
     for path in files:
-        handle = cache(lambda path=path: safe_open(path, framework="pt"))
         for name, entry in _header(path).items():
-            result[name] = Stored(
-                shape=tuple(entry["shape"]),
-                read=lambda handle=handle, name=name: handle().get_tensor(name),
-            )
+            result[name] = Stored(tuple(entry["shape"]), partial(_read, path, name))
     return result
+
+
+def _read(path: Path, name: str) -> Tensor:
+    # Opened anew for each: a map of its own is given back as soon as this tensor is not needed.
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
 
 
 def shards(folder: Path) -> list[Path]:
