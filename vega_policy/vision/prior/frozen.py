@@ -91,8 +91,8 @@ class FrozenPrior(nn.Module):
 
         Args:
             frames: In [-1, 1].
-            multiple: Sides of the result are multiples of it, for a square or an ``align="upstream"``
-                as far as the settings are.
+            multiple: The sides of a picture that is not square are rounded to multiples of it; those
+                the settings name are taken as they are.
         """
         if self.config.align == "upstream":
             return cover_and_crop(frames, size=self.config.frame_size)

@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from vega_policy.spec.errors import CheckpointError
 from vega_policy.vision.prior.draws import unit_noise
-from vega_policy.vision.prior.framing import cover_and_crop, whole_frame
 from vega_policy.vision.prior.frozen import FrozenPrior
 from vega_policy.vision.prior.still_vae import encode_stills
 from vega_policy.vision.prior.text_padding import PADDING_ROWS, read_padding_once
@@ -158,11 +157,8 @@ class WanPrior(FrozenPrior):
 
     def picture(self, frames: Tensor) -> Tensor:
         """Return what the VAE is given of frames (f, 3, h, w): see ``config.align``."""
-        if self.config.align == "upstream":
-            return cover_and_crop(frames, size=self.config.frame_size)
         patch = self.transformer.config.patch_size[-1]
-        multiple = self.vae.config.scale_factor_spatial * patch
-        return whole_frame(frames, side=self.config.image_px, multiple=multiple)
+        return self.framed(frames, multiple=self.vae.config.scale_factor_spatial * patch)
 
     def noise(self, keys: Sequence[int], *, views: int, grid: Sequence[int]) -> Tensor:
         """Return unit noise (b * views, z, *grid); see `unit_noise`."""
