@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from vega_policy.policy.pretrained import resolve
 from vega_policy.policy.prior_reader import PriorReader
+from vega_policy.policy.recipe import Recipe
 from vega_policy.rollout.engine import LocalEngine
 from vega_policy.rollout.messages import WorkerSettings
 from vega_policy.rollout.plan import Job
@@ -27,29 +29,35 @@ def policy():
     return tiny_policy()
 
 
+def worker(policy, folder):
+    return WorkerSettings(
+        make_simulator=partial(FakeEnv, camera_px=32),
+        action_spec=policy.action_spec,
+        run_dir=folder,
+        video="none",
+    )
+
+
+def timeless(row):
+    """Return a row without what depends on the moment."""
+    info = {k: v for k, v in row.info.items() if k != "run"}
+    return dataclasses.replace(row, wall_s=0.0, info=info)
+
+
 def play(policy, folder, *, n_workers=2, jobs=JOBS, **settings):
-    """Return the rows in order, without what depends on the moment, and the prior's times."""
+    """Return the rows in order, and the milliseconds of the prior at each inference."""
     player = policy.arm("full")
     player.prior_reader = PriorReader(policy.model, **settings)
     engine = LocalEngine(
         policies={"full": player},
-        worker=WorkerSettings(
-            make_simulator=partial(FakeEnv, camera_px=32),
-            action_spec=policy.action_spec,
-            run_dir=folder,
-            video="none",
-        ),
+        worker=worker(policy, folder),
         settings=EngineSettings(n_workers=n_workers),
         log_dir=folder / "logs",
     )
     with contextlib.closing(engine.run(jobs)) as outcomes:
         rows = sorted(outcomes, key=lambda row: row.name)
     times = [[t["prior"] for t in row.info["run"]["policy_ms"]] for row in rows]
-    infos = [{k: v for k, v in row.info.items() if k != "run"} for row in rows]
-    rows = [
-        dataclasses.replace(row, wall_s=0.0, info=i) for row, i in zip(rows, infos, strict=True)
-    ]
-    return rows, times
+    return [timeless(row) for row in rows], times
 
 
 @pytest.mark.parametrize("cadence", [1, 2])
@@ -72,6 +80,52 @@ def test_rows_with_a_cadence_do_not_depend_on_what_else_is_played(policy, tmp_pa
     _, [times] = play(policy, tmp_path, cadence=2, jobs=JOBS[:1], n_workers=1)
     assert len(times) > 2
     assert min(times[1::2]) < min(times[0::2]) / 2
+
+
+def test_a_cluster_gives_the_rows_of_one_machine_although_a_policy_dies_in_an_episode(
+    policy, tmp_path
+):
+    pytest.importorskip("ray")
+    from vega_policy.rollout.ray_engine import RayEngine, RaySettings
+
+    expected, _ = play(policy, tmp_path, cadence=2)
+    policy.save_pretrained(tmp_path / "policy")
+    made_by = Recipe(
+        folder=tmp_path / "policy",
+        device="cpu",
+        unnorm_key=None,
+        expected=policy.action_spec,
+        prior_cadence=2,
+    )
+    marker = tmp_path / "died"
+
+    def make():
+        policies = made_by()
+        act = policies["full"].act
+
+        def dying(batch, *, keys):
+            if batch[0].inference == 3 and not marker.exists():
+                marker.touch()
+                os._exit(1)  # and the features of inference 2 with it
+            return act(batch, keys=keys)
+
+        policies["full"].act = dying
+        return policies
+
+    faults = []
+    engine = RayEngine(
+        make_policies=make,
+        worker=worker(policy, tmp_path),
+        settings=EngineSettings(n_workers=2),
+        cluster=RaySettings(n_inference=2),
+        on_fault=lambda *fault: faults.append(fault[-1]),
+    )
+    with contextlib.closing(engine.run(JOBS)) as outcomes:
+        rows = sorted((timeless(row) for row in outcomes), key=lambda row: row.name)
+    made_with = [dataclasses.replace(row, made_with={}) for row in rows]
+    assert made_with == expected
+    assert faults
+    assert all("played again from its start" in detail for detail in faults)
 
 
 @pytest.fixture
