@@ -37,6 +37,7 @@ from vega_policy.policy.published.tensors import (
 )
 from vega_policy.policy.statistics import (
     DatasetStatistics,
+    choose_key,
     key_of_suite,
     load_statistics,
     parse_statistics,
@@ -110,6 +111,7 @@ def from_pretrained(
             f"checkpoint {folder} does not fit: " + "; ".join(problems) + "; use a checkpoint that "
             "was saved in one piece, for this configuration"
         )
+    unnorm_key = choose_key(parts.statistics, unnorm_key)
     policy = VegaPolicy(
         model=parts.load(dtype, device),
         tokenizer=parts.tokenizer,

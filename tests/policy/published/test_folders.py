@@ -116,6 +116,15 @@ def test_settings_say_what_the_files_leave_out(folder):
     refuse(folder, "unknown key 'camera'", settings={"camera": ["wrist"]})
 
 
+def test_a_chunk_that_is_not_libero_s_must_be_described(tmp_path):
+    config = published_config().changed({"action": {"size": 14, "horizon": 25}})
+    folder = published_checkpoint(tmp_path / "aloha", config=config)
+    with pytest.raises(CheckpointError, match="gives 14 numbers per action"):
+        load_published_model(folder)
+    model = load_published_model(folder, settings={"action": {"horizon": 25}})
+    assert model.n_slots == 350
+
+
 def test_a_base_model_gets_a_fresh_head_and_says_so(folder, caplog):
     (folder / HEAD).unlink()
     (folder / "proprio_projector--150000_checkpoint.pt").unlink()

@@ -58,9 +58,9 @@ def snapshot(name: str) -> Path:
     try:
         return Path(download())
     except Exception as error:
-        first = str(error).strip().split("\n")[0]
+        first = str(error).strip().split("\n")[0].split(". ")[0]
         raise CheckpointError(
             f"{name!r} is not on this machine and could not be downloaded ({type(error).__name__}: "
-            f"{first[:200]}); run `hf download {found['repo']}` where there is a network, or pass "
+            f"{first}); run `hf download {found['repo']}` where there is a network, or pass "
             "the directory of a copy"
         ) from error

@@ -90,8 +90,15 @@ def read_settings(
         fusion=FusionConfig(name="none"),
     )
     config = _with_head(folder, config)
+    said = settings or {}
+    if config.action.size != base.action.size and "horizon" not in said.get("action", {}):
+        raise CheckpointError(
+            f"the head of {folder.path} gives {config.action.size} numbers per action, so it is no "
+            "LIBERO policy and nothing here says how many steps a chunk has; pass settings with "
+            "action.horizon, and cameras and normalisation too (ALOHA: 25, three, bounds)"
+        )
     try:
-        return config.changed(settings or {})
+        return config.changed(said)
     except ContractError as error:
         raise CheckpointError(f"{folder.path}: {error}") from error
 

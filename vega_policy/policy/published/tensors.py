@@ -96,9 +96,9 @@ def read_pt(path: Path, *, prefix: str) -> dict[str, Stored]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises five types, with pages of advice to switch this off
-        first = str(error).strip().split("\n")[0]
+        first = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0]
         raise CheckpointError(
-            f"{path} is not a file of plain tensors ({type(error).__name__}: {first[:160]}); files "
+            f"{path} is not a file of plain tensors ({type(error).__name__}: {first}); files "
             "that run code when read are refused, download it again"
         ) from error
     if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
