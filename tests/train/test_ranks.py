@@ -179,7 +179,7 @@ def test_a_run_of_two_processes_continues_in_one(tmp_path, data):
     assert_same_weights(whole, moving)
 
 
-def test_the_parts_of_a_batch_are_the_batch(tmp_path, data):
+def test_the_parts_of_a_batch_are_the_batch(data):
     from vega_policy.data.chunks import ChunkDataset, DataSource
 
     dataset = ChunkDataset.open(DataSource(dirs=(data,), suites=("libero_object",)), horizon=8)

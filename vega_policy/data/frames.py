@@ -14,12 +14,14 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vega_policy.data.libero_hdf5 import (
     SUFFIX,
@@ -33,10 +35,7 @@ from vega_policy.data.progress import Progress
 from vega_policy.spec import CAMERAS, ContractError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     import h5py
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 

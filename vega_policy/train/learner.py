@@ -40,8 +40,10 @@ class Prompts:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What one update was like, in the mean over processes; scalars on the device, read only when they
-    are logged."""
+    """What one update was like, in the mean over processes.
+
+    Scalars on the device, read only when they are logged.
+    """
 
     loss: Tensor
     gradient_norm: Tensor
@@ -217,10 +219,15 @@ class Learner:
 
 def _groups(weights: Mapping[str, Tensor], config: OptimConfig) -> list[dict[str, object]]:
     """Split the weights: matrices decay; norms, biases and single tokens as the settings say."""
-    matrices = [w for w in weights.values() if w.squeeze().ndim >= 2]
-    others = [w for w in weights.values() if w.squeeze().ndim < 2]
+    matrices = [w for w in weights.values() if _n_dimensions(w) >= 2]
+    others = [w for w in weights.values() if _n_dimensions(w) < 2]
     rest = config.weight_decay if config.decay == "all" else 0.0
     return [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": rest},
     ]
+
+
+def _n_dimensions(weight: Tensor) -> int:
+    """Count the axes longer than one."""
+    return sum(size > 1 for size in weight.shape)

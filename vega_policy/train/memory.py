@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from vega_policy.spec import ContractError
-from vega_policy.train.lora import PRIOR, prepare_weights
+from vega_policy.train.lora import prepare_weights
 from vega_policy.train.ranks import BLOCKS
 from vega_policy.vision.prior import ZeroPrior, build_prior
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from vega_policy.policy import VegaModel
     from vega_policy.train.config import TrainConfig
@@ -296,7 +295,7 @@ class _Kept:
         for handle in self._handles:
             handle.remove()
 
-    def _entering(self, name: str) -> Any:
+    def _entering(self, name: str) -> Callable[..., None]:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             self._place = name
             first = args[0] if args else kwargs["hidden_states"]

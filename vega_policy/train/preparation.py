@@ -28,6 +28,7 @@ from vega_policy.train.frame_path import frame_transform
 from vega_policy.train.learner import Learner, Prompts
 from vega_policy.train.lora import prepare_weights
 from vega_policy.train.normalisation import normalised
+from vega_policy.train.ranks import Ranks
 from vega_policy.vision.prior import build_prior
 from vega_policy.vision.prior.store import PriorIdentity, prior_fingerprint
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vega_policy.policy import VegaModel
-    from vega_policy.train.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -91,7 +91,7 @@ class ManyRanks(Ranks):
         self.size = state.num_processes
         self._parallel = parallel
         # On the host, so that waiting keeps no GPU busy and outlasts NCCL's patience.
-        self._host = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._host: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
@@ -142,7 +142,8 @@ class ManyRanks(Ranks):
         for module in reversed(list(model.modules())):
             if type(module).__name__ in BLOCKS:
                 fully_shard(module, mesh=mesh)
-        return fully_shard(model, mesh=mesh, ignored_params=ignored)
+        fully_shard(model, mesh=mesh, ignored_params=ignored)
+        return model
 
     @contextlib.contextmanager
     def gradients_stay(self, wrapped: nn.Module) -> Iterator[None]:
