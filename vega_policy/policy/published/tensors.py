@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -95,11 +96,16 @@ def read_pt(path: Path, *, prefix: str) -> dict[str, Stored]:
     """
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises five types, with pages of advice to switch this off
-        first = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0]
+    except pickle.UnpicklingError as error:
+        # Not in torch's words, which advise to run the file's code.
         raise CheckpointError(
-            f"{path} is not a file of plain tensors ({type(error).__name__}: {first}); files "
-            "that run code when read are refused, download it again"
+            f"{path} holds more than plain tensors; files that run code when read are refused, take "
+            "one that `torch.save` wrote of a state dictionary"
+        ) from error
+    except Exception as error:
+        first = str(error).strip().split("\n")[0].split(". ")[0]
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {first}); download it again"
         ) from error
     if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
         raise CheckpointError(f"{path} holds no dictionary of tensors; download it again")
