@@ -1,11 +1,14 @@
-"""Measure what the harness saves: the official loop and ours on the same episodes, in one run.
+"""Measure how fast rollouts, answers and training are, each beside a loop in the original's manner.
 
 python scripts/benchmark.py target=rollout
 python scripts/benchmark.py target=rollout benchmark.suite=libero_spatial benchmark.episodes=3
+python scripts/benchmark.py target=inference policy=oft_7b     # random weights, made on the GPU
+python scripts/benchmark.py target=train policy=oft_7b
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -30,14 +33,88 @@ from vega_policy.spec.processes import end_with_parent, worker_environment
 
 if TYPE_CHECKING:
     from envs.baseline import TimedEpisode
+    from vega_policy.policy import PolicyConfig
 
-TARGETS = ("rollout",)
+TARGETS = ("rollout", "inference", "train")
 log = logging.getLogger("benchmark")
 
 
 def main(config: dict[str, Any]) -> dict[str, Any]:
     """Run the benchmark the configuration names."""
-    require_name(config["target"], TARGETS, what="target")
+    target = require_name(config["target"], TARGETS, what="target")
+    work = {"rollout": rollout, "inference": inference, "train": training}[target]
+    return work(config)
+
+
+def inference(config: dict[str, Any]) -> dict[str, Any]:
+    """Measure a policy's answers; see `vega_policy.policy.benchmark`."""
+    from vega_policy.policy import choose_device
+    from vega_policy.policy.benchmark import (
+        InferenceSettings,
+        headline,
+        measure_inference,
+        require_dtype,
+        text,
+    )
+
+    chosen = config["inference"]
+    device = choose_device(config["device"])
+    dtype = require_dtype(chosen["dtype"], device)
+    mode = chosen["compile"] or ("reduce-overhead" if device.type == "cuda" else "none")
+    require_name(mode, ("none", "default", "reduce-overhead", "max-autotune"), what="compile")
+    hardware, rows = measure_inference(
+        policy_config(config),
+        InferenceSettings(
+            batches=tuple(chosen["batches"]),
+            fusions=tuple(chosen["fusions"]),
+            seconds=chosen["seconds"],
+            dtype=dtype,
+            compile_mode=None if mode == "none" else mode,
+            camera_px=chosen["camera_px"],
+            prompt_tokens=chosen["prompt_tokens"],
+        ),
+        device=device,
+    )
+    print(text(hardware, rows))
+    tolerance = chosen["tolerance"] or (0.05 if dtype.itemsize == 2 else 1e-4)
+    found = {"target": "inference", **headline(rows, tolerance=tolerance), "host": host()}
+    found["device"] = hardware.name
+    if config["out"] is not None:
+        write_atomic(Path(config["out"]), json.dumps(found, indent=2) + "\n")
+    if not found["agrees"]:
+        log.warning("answers differ by %.1e, more than %.1e", found["largest_deviation"], tolerance)
+    del found["rows"]  # they are in the table and in the file
+    return found
+
+
+def training(config: dict[str, Any]) -> dict[str, Any]:
+    """Measure training updates; see `vega_policy.train.benchmark`."""
+    from vega_policy.policy import choose_device
+    from vega_policy.policy.benchmark import InferenceSettings, random_policy, require_dtype
+    from vega_policy.policy.benchmark import require_memory as require_room
+    from vega_policy.train.benchmark import measure_training
+    from vega_policy.train.lora import LoraConfig, prepare_weights
+
+    chosen = config["train"]
+    device = choose_device(config["device"])
+    dtype = require_dtype(None, device)
+    sizes = policy_config(config)
+    require_room(sizes, dtype, device)
+    policy = random_policy(sizes, InferenceSettings(dtype=dtype), device=device)
+    prepare_weights(policy.model, tune=chosen.pop("tune"), lora=LoraConfig(), base_dtype=dtype)
+    speed = measure_training(policy, precision=dtype, **chosen)
+    return {"target": "train", **dataclasses.asdict(speed), "host": host()}
+
+
+def policy_config(config: dict[str, Any]) -> PolicyConfig:
+    """Return the policy that the groups policy, prior and fusion describe."""
+    from vega_policy.policy import PolicyConfig
+
+    return PolicyConfig.from_dict(config["policy"])
+
+
+def rollout(config: dict[str, Any]) -> dict[str, Any]:
+    """Play the same episodes with the official loop and with ours."""
     chosen = config["benchmark"]
     n_cores = len(os.sched_getaffinity(0))
     if not chosen["workers"] or min(chosen["workers"]) < 1 or not chosen["tasks"]:
