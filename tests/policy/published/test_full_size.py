@@ -1,13 +1,18 @@
 """The published sizes, on the meta device: names, shapes and counts, without a weight."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
 from vega_policy.policy import PolicyConfig
 from vega_policy.policy.empty import empty_model, shapes_of
+from vega_policy.policy.published import PublishedFolder, read_settings
 from vega_policy.policy.published.weights import make_plan
 from vega_policy.vision.fusion import FusionConfig
+
+DATA = Path(__file__).parents[2] / "data"
 
 
 def linear(name, out, source):
@@ -102,6 +107,16 @@ def test_the_preset_needs_exactly_the_published_weights(config):
     vision = [key for key in dropped if key.startswith("vision_backbone.")]
     assert len(vision) == len(dropped) - 1 == 43
     assert count(published[key] for key in vision) == 43_080_480
+
+
+def test_sizes_that_the_published_file_leaves_out_are_the_full_ones(config, tmp_path):
+    values = json.loads((DATA / "oft_tiny" / "config.json").read_text())
+    del values["timm_model_args"]
+    kept = ("model_type", "pad_token_id", "torch_dtype", "vocab_size")
+    values["text_config"] = {key: values["text_config"][key] for key in kept}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    folder = PublishedFolder(path=tmp_path, model=tmp_path, adapter=None)
+    assert read_settings(folder) == config
 
 
 def test_discrete_keeps_the_word_head(config):
