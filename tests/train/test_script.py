@@ -112,3 +112,22 @@ def test_the_yaml_is_accepted_as_it_stands(monkeypatch):
     assert config.data.dirs == ("a", "b")
     assert config.data.suites == ("libero_object",)
     assert set(dict(flat(config.to_dict()))) >= set(dict(flat(TrainConfig().to_dict())))
+
+
+def test_the_published_policy_brings_its_recipe_prior_and_fusion(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from hydra_cli import load_config
+    from train import train_settings
+
+    config = TrainConfig.from_dict(train_settings(load_config("train", ["policy=oft_7b"])))
+    published = PolicyConfig.preset("7b").to_dict()
+    assert config.policy.to_dict() == {**published, "fusion": config.policy.fusion.__dict__}
+    assert config.policy.fusion.name == "residual_zero"
+    assert (config.tune, config.lora.rank, config.batch_size, config.graft) == (
+        "lora",
+        32,
+        64,
+        True,
+    )
+    chosen = load_config("train", ["policy=oft_7b", "fusion=token_gate", "steps=3"])
+    assert (chosen["policy"]["fusion"]["name"], chosen["steps"]) == ("token_gate", 3)
