@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 
 from vega_policy.policy.acceleration import _own, compile_policy, is_quantised, quantise_nf4
 from vega_policy.policy.heads import HeadConfig
+from vega_policy.policy.pretrained import from_pretrained
 from vega_policy.spec import ContractError
 from vega_policy.testing.tiny_policy import tiny_config, tiny_observation, tiny_policy
 from vega_policy.vision.fusion import FusionConfig
@@ -177,6 +178,18 @@ def test_a_quantised_policy_is_not_saved(tmp_path):
     quantise_nf4(policy.model)
     with pytest.raises(ContractError, match="4 bits"):
         policy.save_pretrained(tmp_path / "small")
+
+
+def test_a_checkpoint_is_quantised_as_it_is_loaded(tmp_path, batch):
+    pytest.importorskip("bitsandbytes")
+    plain = wide_policy()
+    plain.save_pretrained(tmp_path / "whole")
+    policy = from_pretrained(tmp_path / "whole", quantise="nf4")
+    assert is_quantised(policy.model)
+    assert np.isfinite(actions(policy, batch)).all()
+    assert not np.array_equal(actions(policy, batch), actions(plain, batch))
+    with pytest.raises(ContractError, match="quantise"):
+        from_pretrained(tmp_path / "whole", quantise="int3")
 
 
 def test_a_missing_bitsandbytes_is_one_sentence(monkeypatch):

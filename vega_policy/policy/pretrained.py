@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import vega_policy
+from vega_policy.policy.acceleration import quantise_nf4
 from vega_policy.policy.config import PolicyConfig
 from vega_policy.policy.empty import empty_model, shapes_of
 from vega_policy.policy.model import VegaModel
@@ -45,7 +46,7 @@ from vega_policy.policy.statistics import (
 )
 from vega_policy.policy.tokenizer import load_llama_tokenizer
 from vega_policy.spec import ActionSpec, CheckpointError, ContractError
-from vega_policy.spec.names import nearest
+from vega_policy.spec.names import nearest, require_name
 from vega_policy.vision.prior import build_prior
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def from_pretrained(
     base: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    quantise: Literal["nf4"] | None = None,
 ) -> VegaPolicy:
     """Load a policy, of our own layout or of the published OpenVLA-OFT one; nothing is written.
 
@@ -94,6 +96,7 @@ def from_pretrained(
         settings: Of a published checkpoint, what it was trained with and does not say, nested as in
             a policy's configuration: ``{"cameras": [...]}``.
         tokenizer: Used in place of the checkpoint's.
+        quantise: ``nf4`` stores the language model in 4 bits; see `acceleration.quantise_nf4`.
 
     Raises:
         CheckpointError: There is no such checkpoint, or its parts disagree with each other or with
@@ -112,8 +115,13 @@ def from_pretrained(
             "was saved in one piece, for this configuration"
         )
     unnorm_key = choose_key(parts.statistics, unnorm_key)
+    # What is to become small is read on the CPU: it may not fit the device before.
+    model = parts.load(dtype, None if quantise else device)
+    if quantise:
+        require_name(quantise, ("nf4",), what="quantise")
+        quantise_nf4(model, device=device)
     policy = VegaPolicy(
-        model=parts.load(dtype, device),
+        model=model,
         tokenizer=parts.tokenizer,
         statistics=parts.statistics,
         unnorm_key=unnorm_key,
