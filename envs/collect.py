@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envs.expert.pick_place import require_pick_place
+from envs.expert import require_skills
 from envs.suites import Task, get_task, parse_problem, tasks
 from vega_policy.data.progress import Progress
 from vega_policy.spec import ContractError, EnvFault
@@ -113,7 +113,7 @@ def _check(settings: CollectSettings) -> list[Task]:
     ids = settings.task_ids or tuple(range(len(tasks(settings.suite))))
     chosen = [get_task(settings.suite, i) for i in ids]
     for task in chosen:
-        require_pick_place(parse_problem(task)["goal_state"])
+        require_skills(parse_problem(task)["goal_state"])
     return chosen
 
 

@@ -1,5 +1,5 @@
 """The scripted demonstrator: from simulator state to actions, goal by goal."""
 
-from envs.expert.pick_place import PickPlaceExpert, Style
+from envs.expert.goals import GoalExpert, Style, require_skills
 
-__all__ = ["PickPlaceExpert", "Style"]
+__all__ = ["GoalExpert", "Style", "require_skills"]

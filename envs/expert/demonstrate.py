@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.expert.pick_place import PickPlaceExpert, Style
+from envs.expert.goals import GoalExpert, Style
 from envs.suites import init_states
 from vega_policy.data.libero_hdf5 import Demo
 from vega_policy.spec import ContractError, Observation
@@ -94,7 +94,7 @@ def demonstrate(
             if success or truncated:
                 return Attempt(outcome="learner", demo=None, n_steps=n_learner_steps)
     style = Style.sample(rng)
-    expert = PickPlaceExpert(env.simulation, style=style)
+    expert = GoalExpert(env.simulation, style=style)
     pushes = _draw_pushes(rng, disturbances)
     recording = _Recording(env) if env.renders else None
     n_success = None

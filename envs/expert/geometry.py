@@ -27,13 +27,21 @@ def subtree(model: Any, root: int) -> list[int]:
     return found
 
 
-def collision_points(model: Any, data: Any, root: int) -> NDArray[np.float64]:
+def collision_points(
+    model: Any, data: Any, root: int, *, without: int | None = None
+) -> NDArray[np.float64]:
     """Cover the collision geometry below a body with points.
+
+    Args:
+        model: The compiled model.
+        data: Its data, with poses up to date.
+        root: The body.
+        without: A body below it that is left out, with everything below that.
 
     Returns:
         (p, 3) world coordinates, metres, on the surfaces.
     """
-    bodies = set(subtree(model, root))
+    bodies = set(subtree(model, root)) - set(subtree(model, without) if without else ())
     clouds = []
     for geom in range(model.ngeom):
         if model.geom_bodyid[geom] not in bodies:
