@@ -33,12 +33,16 @@ class NormalisedRows:
 def normalised(
     dataset: ChunkDataset, statistics: Mapping[str, DatasetStatistics]
 ) -> NormalisedRows:
-    """Normalise each row with the statistics of its suite."""
+    """Normalise each row with the statistics of its suite.
+
+    A number that never varied becomes 0, of actions and proprioception alike, as in OpenVLA-OFT's
+    training; its evaluation, and `VegaPolicy.act`, have no such rule.
+    """
     targets = np.empty(dataset.targets.shape, dtype=np.float32)
     proprio = np.empty(dataset.proprio.shape, dtype=np.float32)
     for suite in {file.suite for file in dataset.files}:
         rows = dataset.rows_of_suite(suite)
         own = statistics[choose_key(statistics, suite)]
         targets[rows] = own.action.normalise_target(dataset.targets[rows])
-        proprio[rows] = own.proprio.normalise(dataset.proprio[rows])
+        proprio[rows] = own.proprio.normalise_target(dataset.proprio[rows])
     return NormalisedRows(targets=targets, proprio=proprio)
