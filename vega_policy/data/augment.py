@@ -43,6 +43,8 @@ class AugmentConfig:
     0.1); ``openvla`` only. Validation then crops the centre. Not with cached prior features."""
     shift_px: int = 0
     """Largest shift along each axis; borders are repeated. Not with cached prior features."""
+    prior_dropout: float = 0.0
+    """Share of the observations whose prior is left out, so that the policy learns to do without."""
 
     @property
     def is_photometric(self) -> bool:

@@ -18,6 +18,8 @@ from vega_policy.train.metrics import SINKS
 from vega_policy.train.ranks import Parallel
 from vega_policy.train.schedule import ScheduleConfig
 from vega_policy.train.settings import build
+from vega_policy.vision.fusion import FUSIONS
+from vega_policy.vision.prior import PRIORS, WEIGHTLESS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -175,6 +177,14 @@ def _out_of_range(config: TrainConfig) -> list[str]:
             require_name(sink, SINKS, what="metric sink")
         except ContractError as error:
             problems.append(str(error))
+    for what, name, known in (
+        ("prior", config.policy.prior.name, PRIORS),
+        ("fusion", config.policy.fusion.name, FUSIONS),
+    ):
+        try:
+            require_name(name, known, what=what)
+        except ContractError as error:
+            problems.append(str(error))
     if not 0 <= config.data.held_out < 1:
         problems.append(f"data.held_out is {config.data.held_out}, expected a share below 1")
     if not config.data.dirs:
@@ -196,10 +206,13 @@ def _out_of_range(config: TrainConfig) -> list[str]:
         )
     if config.init_from is None and config.statistics == "checkpoint":
         problems.append("statistics is 'checkpoint' but init_from is not set; set one of the two")
-    if config.init_from is None and config.prior_path is None and config.policy.prior.name == "wan":
+    is_new = config.init_from is None or config.graft
+    policy = config.policy
+    needs_weights = policy.fusion.uses_prior and policy.prior.name not in WEIGHTLESS
+    if is_new and needs_weights and config.prior_path is None:
         problems.append(
-            "prior_path is not set, expected the directory of a prior (scripts/pretrain_prior.py makes "
-            "one), or 'random' for random weights"
+            f"prior_path is not set, expected the directory or hub id of prior {policy.prior.name!r} "
+            "(scripts/pretrain_prior.py makes a small wan), or 'random' for random weights"
         )
     return problems
 
@@ -216,6 +229,11 @@ def _augment_problems(config: TrainConfig) -> list[str]:
         problems.append(
             "data.augment.saturation, hue and crop need data.augment.style=openvla; set it, or all three "
             "to 0"
+        )
+    if not 0 <= augment.prior_dropout < 1:
+        problems.append(
+            f"data.augment.prior_dropout is {augment.prior_dropout}, expected a share below 1; to train "
+            "without a prior set fusion=none"
         )
     if not 0 <= augment.crop < 1:
         problems.append(

@@ -37,6 +37,14 @@ FREE_SETTINGS = (
 folders, what lies there is compared by its content."""
 
 
+FUSIONS_WITHOUT_DROPOUT = {
+    "none": "there is no prior",
+    "prior_only": "nothing would be left",
+    "sequence_concat": "an observation without its prior has fewer tokens than the others",
+}
+"""Fusion rules that cannot do without the prior of single observations, and why."""
+
+
 @dataclass(frozen=True)
 class DataShape:
     """What one look into the first demonstration tells."""
@@ -74,6 +82,7 @@ def disagreements(
     settings: PolicyConfig,
     statistics_keys: Collection[str] | None,
     suites: Sequence[str],
+    prior_dropout: float = 0.0,
 ) -> list[str]:
     """List everything in which a policy and the data it shall be trained on do not fit.
 
@@ -83,6 +92,7 @@ def disagreements(
         settings: The policy settings of the run; they must ask for the same actions.
         statistics_keys: Suites the policy has statistics of, where those are to be used.
         suites: Suites of the data.
+        prior_dropout: Share of observations whose prior is to be left out.
     """
     problems = policy.action.disagreements(
         settings.action, ours="the policy", theirs="the settings"
@@ -91,7 +101,7 @@ def disagreements(
         problems.append(
             f"action size: the policy has {policy.action.size}, the data has {data.action_size}"
         )
-    if policy.proprio_size != data.proprio_size:
+    if policy.proprio_size not in (0, data.proprio_size):
         problems.append(
             f"proprio size: the policy has {policy.proprio_size}, the data has {data.proprio_size}"
         )
@@ -102,6 +112,11 @@ def disagreements(
         )
     if policy.cameras != CAMERAS:
         problems.append(f"cameras: the policy has {policy.cameras}, the data has {CAMERAS}")
+    if prior_dropout and policy.fusion.name in FUSIONS_WITHOUT_DROPOUT:
+        problems.append(
+            f"data.augment.prior_dropout is {prior_dropout:g}, but with fusion {policy.fusion.name} "
+            f"{FUSIONS_WITHOUT_DROPOUT[policy.fusion.name]}; set it to 0"
+        )
     if statistics_keys is not None:
         problems += [
             f"statistics: the policy has {', '.join(sorted(statistics_keys)) or 'none'}, the data is of "

@@ -19,6 +19,7 @@ from vega_policy.train.checkpoint import load_optimizer_tensors, optimizer_tenso
 from vega_policy.train.ema import Average
 from vega_policy.train.ranks import Ranks
 from vega_policy.train.schedule import learning_rate
+from vega_policy.vision.fusion import dropped_priors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,7 +73,7 @@ class Learner:
             model: Trains what asks for gradients.
             prompts: Of the data set's instructions.
             config: Optimiser settings.
-            augment: Image augmentation.
+            augment: Changes of the images, and how often the prior is left out.
             total_steps: Updates the learning rate is planned for.
             precision: Of the forward pass; bfloat16 runs under autocast.
             seed: Of the augmentation.
@@ -179,16 +180,26 @@ class Learner:
             batch = self._with_features(batch, pixels)
             pixels = coloured(pixels, self._augment, seed=seed, part=self._part)
         targets = batch.targets.to(self.device, non_blocking=True)
-        output = self._forward(batch, pixels, targets, step=seed[1])
+        output = self._forward(
+            batch, pixels, targets, step=seed[1], shut_out=self._dropped(batch, seed=seed)
+        )
         if output.loss is None:
             raise RuntimeError("the model was given targets and returned no loss")
         gate = output.loss.new_tensor(float("nan")) if output.gate is None else output.gate.mean()
         return output.loss, gate
 
     def _forward(
-        self, batch: Batch, pixels: Tensor, targets: Tensor | None = None, *, step: int = 0
+        self,
+        batch: Batch,
+        pixels: Tensor,
+        targets: Tensor | None = None,
+        *,
+        step: int = 0,
+        shut_out: bool | Tensor = False,
     ) -> ModelOutput:
         features = batch.prior_features
+        # Looked at here: a wrapper for many processes takes what it is given to the GPU.
+        mask = self._prompts.attention_mask[batch.tasks]
         with torch.autocast(
             self.device.type, self._precision, enabled=self._precision is not torch.float32
         ):
@@ -196,14 +207,21 @@ class Learner:
                 pixels,
                 batch.proprio.to(self.device, non_blocking=True),
                 self._prompts.input_ids[batch.tasks.to(self.device, non_blocking=True)],
-                self._prompts.attention_mask[batch.tasks],
+                None if bool(mask.all()) else mask,
                 prior_features=None
                 if features is None
                 else features.to(self.device, non_blocking=True),
                 keys=batch.rows.tolist(),
                 targets=targets,
                 step=step,
+                shut_out_prior=shut_out,
             )
+
+    def _dropped(self, batch: Batch, *, seed: tuple[int, int]) -> bool | Tensor:
+        """Return which observations lose their prior, drawn for the whole batch: (b,) or False."""
+        n = len(batch.rows) * self._part.count
+        drawn = dropped_priors(n, probability=self._augment.prior_dropout, seed=(*seed, 1))
+        return False if drawn is None else self._part.of(drawn)
 
     def _with_features(self, batch: Batch, pixels: Tensor) -> Batch:
         """Give a batch the prior features of its colours as recorded, where they are not cached."""

@@ -48,6 +48,10 @@ _KINDS: dict[str, type[FrozenPrior]] = {
 }
 
 
+WEIGHTLESS = frozenset(n for n, kind in _KINDS.items() if issubclass(kind, WeightlessPrior))
+"""Priors without a directory of weights."""
+
+
 def build_prior(config: PriorConfig, *, path: Path | str | None = None, seed: int = 0) -> AnyPrior:
     """Build the prior a configuration names.
 
@@ -69,6 +73,7 @@ def build_prior(config: PriorConfig, *, path: Path | str | None = None, seed: in
 
 __all__ = [
     "PRIORS",
+    "WEIGHTLESS",
     "AnyPrior",
     "Dinov3Prior",
     "FrozenPrior",
