@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from vega_policy.spec import ContractError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -37,6 +39,7 @@ WHOLE = (
 """What is trained in full beside adapters: what a published base model does not have."""
 ADAPTED = ("vision.semantic.", "vision.semantic_projector.", "language.", "lm_head")
 PRIOR = "vision.prior."
+SEMANTIC = ("vision.semantic.", "vision.semantic_projector.")
 _ADAPTER = re.compile(r"\.lora_[AB]\.default\.")
 
 
@@ -61,32 +64,41 @@ def prepare_weights(
 
     Args:
         model: Without adapters.
-        tune: Which weights are trained; the prior's never are.
+        tune: Which weights are trained; the prior's never are, nor those that no answer depends on.
         lora: Of the adapters.
         base_dtype: Of frozen weights; trained ones are float32.
         seed: Of the adapters' first factor; the second starts at zero.
+
+    Raises:
+        ContractError: Nothing would be trained.
     """
+    unread = _unread(model)
     if tune == "lora":
         _attach(model, lora, seed=seed)
     for name, parameter in model.named_parameters():
         if name.startswith(PRIOR):
             parameter.requires_grad_(False)  # noqa: FBT003 - torch's signature
             continue
-        is_trained = _is_trained(name, tune)
+        is_trained = _is_trained(name, tune) and not name.startswith(unread)
         parameter.requires_grad_(is_trained)
         dtype = torch.float32 if is_trained else base_dtype
         if parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ContractError(
+            f"tune is {tune!r} and the policy's fusion is {model.config.fusion.name!r}, so nothing would "
+            "be trained; set graft=true to put a prior and a fusion on it, or tune=lora"
+        )
 
 
-def adapted_modules(model: nn.Module) -> list[str]:
+def adapted_modules(model: VegaModel) -> list[str]:
     """Return the names of the layers that adapters go on."""
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
         and name.startswith(ADAPTED)
-        and not name.startswith(WHOLE)
+        and not name.startswith((*WHOLE, *_unread(model)))
     ]
 
 
@@ -146,6 +158,13 @@ def merge_lora(
     )
 
 
+def _unread(model: VegaModel) -> tuple[str, ...]:
+    """Return the prefixes of weights that no answer depends on, and that never get a gradient."""
+    config = model.config
+    reads_towers = config.fusion.name != "prior_only" or config.prior.name == "layer_norm"
+    return () if reads_towers else SEMANTIC
+
+
 def _is_trained(name: str, tune: Tune) -> bool:
     if tune == "full":
         return True
@@ -154,7 +173,7 @@ def _is_trained(name: str, tune: Tune) -> bool:
     return name.startswith(WHOLE) or _ADAPTER.search(name) is not None
 
 
-def _attach(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
+def _attach(model: VegaModel, config: LoraConfig, *, seed: int) -> None:
     import peft
 
     peft.inject_adapter_in_model(
