@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vega_policy.data.frames import Frames, FrameTransform, open_frames
 from vega_policy.data.libero_hdf5 import task_files
-from vega_policy.data.part import WHOLE, Part
+from vega_policy.data.part import WHOLE, Part, part_size
 from vega_policy.data.statistics import action_targets, compute_statistics
 from vega_policy.spec import ContractError
 
@@ -215,17 +215,13 @@ class ChunkBatches:
                 f"0 training samples in {dataset.n_rows} steps, expected at least 1: no demonstration has "
                 f"{dataset.horizon} expert actions in a row; collect more"
             )
-        if batch_size % part.count:
-            raise ContractError(
-                f"a batch of {batch_size} cannot be divided equally among {part.count} processes; "
-                f"set batch_size to a multiple of {part.count}"
-            )
         self._dataset = dataset
         self._starts = starts
         self._targets = torch.from_numpy(targets)
         self._proprio = torch.from_numpy(proprio)
         self._tasks = torch.from_numpy(dataset.task_of_row)
         self._batch_size = batch_size
+        self._own_size = part_size(batch_size, count=part.count)
         self._seed = seed
         self._features = features
         self._pin = pin
@@ -252,12 +248,12 @@ class ChunkBatches:
 
     def batch(self, k: int) -> Batch:
         """Assemble this process's part of batch ``k``."""
-        size = self._batch_size // self._part.count
+        size = self._own_size
         return self.assemble(self.rows(k)[self._part.index * size :][:size])
 
     def in_order(self, limit: int) -> list[NDArray[np.int64]]:
         """Return at most ``limit`` samples, spread evenly over all, in pieces that a process can hold."""
-        size = self._batch_size // self._part.count
+        size = self._own_size
         count = min(limit, len(self._starts))
         chosen = self._starts[np.linspace(0, len(self._starts) - 1, count).astype(np.int64)]
         return [chosen[i : i + size] for i in range(0, count, size)]

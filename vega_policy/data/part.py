@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vega_policy.spec import ContractError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -22,3 +24,17 @@ class Part:
 
 
 WHOLE = Part()
+
+
+def part_size(batch_size: int, *, count: int) -> int:
+    """Return how many samples of a batch each of ``count`` processes holds.
+
+    Raises:
+        ContractError: The batch cannot be divided equally.
+    """
+    if batch_size % count:
+        raise ContractError(
+            f"a batch of {batch_size} cannot be divided equally among {count} processes; set batch_size "
+            f"to a multiple of {count}"
+        )
+    return batch_size // count

@@ -51,12 +51,22 @@ def graft(
         ContractError: The prior does not fit the towers.
         CheckpointError: ``prior_path`` does not hold the weights the settings describe.
     """
-    old = policy.config
-    semantic = old.projector.semantic_hidden
-    projector = dataclasses.replace(projector or old.projector, semantic_hidden=semantic)
-    config = dataclasses.replace(old, prior=prior, fusion=fusion, projector=projector)
+    config = grafted_config(policy.config, prior=prior, fusion=fusion, projector=projector)
     built = build_prior(prior, path=prior_path, seed=seed) if fusion.uses_prior else None
     return _with_model(policy, _branched(policy.model, config, built, seed=seed))
+
+
+def grafted_config(
+    old: PolicyConfig,
+    *,
+    prior: PriorConfig,
+    fusion: FusionConfig,
+    projector: ProjectorConfig | None = None,
+) -> PolicyConfig:
+    """Return the configuration that `graft` gives a policy of the configuration ``old``."""
+    semantic = old.projector.semantic_hidden
+    projector = dataclasses.replace(projector or old.projector, semantic_hidden=semantic)
+    return dataclasses.replace(old, prior=prior, fusion=fusion, projector=projector)
 
 
 def remove_prior(policy: VegaPolicy) -> VegaPolicy:

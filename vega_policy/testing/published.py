@@ -76,6 +76,7 @@ def published_checkpoint(
     datasets: Sequence[str] = ("libero_object_no_noops",),
     seed: int = 0,
     max_shard_size: int | str = "100KB",
+    is_base: bool = False,
 ) -> Path:
     """Write a checkpoint with random weights in the published layout.
 
@@ -88,6 +89,8 @@ def published_checkpoint(
         datasets: Keys of the statistics.
         seed: Of the weights.
         max_shard_size: Of a weight file.
+        is_base: Before fine-tuning: without head and proprio projector, and with statistics in
+            ``config.json`` alone.
 
     Returns:
         ``path``.
@@ -111,10 +114,16 @@ def published_checkpoint(
             for key, value in weights.items()
             if key.startswith(component)
         }
-        if part:
+        if part and not is_base:
             torch.save(part, path / f"{component.removesuffix('.')}--150000_checkpoint.pt")
-    _dump(path / "config.json", _published_json(config))
-    save_statistics(path / "dataset_statistics.json", dict.fromkeys(datasets, tiny_statistics()))
+    values = _published_json(config)
+    if is_base:
+        values["norm_stats"] = {"bridge_orig": tiny_statistics().to_dict()}
+    else:
+        save_statistics(
+            path / "dataset_statistics.json", dict.fromkeys(datasets, tiny_statistics())
+        )
+    _dump(path / "config.json", values)
     tokenizer = train_tokenizer(INSTRUCTIONS, vocab_size=_N_TEXT)
     tokenizer.backend_tokenizer.save(str(path / "tokenizer.json"))
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}

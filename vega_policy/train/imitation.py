@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from vega_policy.data.part import part_size
 from vega_policy.data.prefetch import prefetched
 from vega_policy.data.progress import Progress
 from vega_policy.policy import choose_device
@@ -91,6 +92,7 @@ def train(
         CheckpointError: The run on disk is of other settings, data or prior.
     """
     ranks = ranks or Ranks(choose_device(config.device))
+    part_size(config.batch_size, count=ranks.size)
     require_same_run(config)
     if config.estimate_memory and ranks.is_main:
         report_memory(config, ranks)

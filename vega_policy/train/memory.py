@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vega_policy.spec import ContractError
+from vega_policy.data.part import part_size
 from vega_policy.train.lora import prepare_weights
 from vega_policy.train.ranks import BLOCKS
+from vega_policy.train.start import Start
 from vega_policy.vision.prior import ZeroPrior, build_prior
 
 if TYPE_CHECKING:
@@ -97,11 +98,7 @@ def estimate(config: TrainConfig, *, world_size: int = 1) -> MemoryEstimate:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    if config.batch_size % world_size:
-        raise ContractError(
-            f"a batch of {config.batch_size} cannot be divided equally among {world_size} processes; "
-            f"set batch_size to a multiple of {world_size}"
-        )
+    batch = part_size(config.batch_size, count=world_size)
     # On the meta device first: an initialisation that looks at its numbers cannot be faked.
     with torch.device("meta"):
         model = _model(config)
@@ -112,7 +109,7 @@ def estimate(config: TrainConfig, *, world_size: int = 1) -> MemoryEstimate:
             weights[_unit(name, model)] += parameter.nbytes
             if parameter.requires_grad:
                 trained[_unit(name, model)] += parameter.numel()
-        activations = _activations(model, config, batch=config.batch_size // world_size)
+        activations = _activations(model, config, batch=batch)
         prior = _prior_bytes(config)
     n_trained = trained.total()
     share = world_size if config.parallel == "fsdp" else 1
@@ -152,7 +149,14 @@ def remedies(
 
 
 def report_memory(config: TrainConfig, ranks: Ranks) -> None:
-    """Log the estimate and, where a run does not fit, what to change."""
+    """Log the estimate and, where a run does not fit, what to change.
+
+    Sizes are those of the policy that will be trained; where it starts from a checkpoint, these are
+    read there.
+    """
+    start = Start.of(config)
+    if start is not None:
+        config = dataclasses.replace(config, policy=start.policy_config)
     needed = estimate(config, world_size=ranks.size)
     logger.info("memory, estimated from shapes: %s", needed)
     if ranks.device.type != "cuda":

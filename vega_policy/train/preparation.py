@@ -14,13 +14,7 @@ from vega_policy.data.chunks import Batch, ChunkBatches, ChunkDataset, DataSourc
 from vega_policy.data.feature_cache import FeatureCache
 from vega_policy.data.libero_hdf5 import task_files
 from vega_policy.data.part import Part
-from vega_policy.policy import (
-    VegaPolicy,
-    from_pretrained,
-    load_statistics,
-    parse_statistics,
-)
-from vega_policy.policy.pretrained import STATISTICS, resolve
+from vega_policy.policy import VegaPolicy, parse_statistics
 from vega_policy.spec import ContractError
 from vega_policy.train.config import TrainConfig
 from vega_policy.train.contract import disagreements, look_at
@@ -29,6 +23,7 @@ from vega_policy.train.learner import Learner, Prompts
 from vega_policy.train.lora import prepare_weights
 from vega_policy.train.normalisation import normalised
 from vega_policy.train.ranks import Ranks
+from vega_policy.train.start import Start
 from vega_policy.vision.prior import build_prior
 from vega_policy.vision.prior.store import PriorIdentity, prior_fingerprint
 
@@ -64,22 +59,23 @@ def open_policy(config: TrainConfig) -> VegaPolicy | None:
         for path in task_files(Path(folder), suite)
     ]
     policy = None
-    if config.init_from is not None:
-        file = resolve(config.init_from) / STATISTICS
-        any_key = next(iter(load_statistics(file)), None) if file.is_file() else None
-        policy = from_pretrained(config.init_from, unnorm_key=any_key)
+    start = Start.of(config)
+    if start is not None:
+        policy = start.load()
         if config.graft:
             policy = _grafted(policy, config)
     elif config.prior_path not in (None, "random"):
         # Loaded for its checks alone: a wrong directory must be known before data are decoded.
         build_prior(config.policy.prior, path=config.prior_path)
-    keeps_statistics = policy is not None and config.statistics != "data"
     problems = disagreements(
         config.policy if policy is None else policy.config,
         look_at(files[0]),
         settings=config.policy,
-        statistics_keys=policy.statistics if policy is not None and keeps_statistics else None,
+        statistics_keys=policy.statistics
+        if start is not None and policy is not None and start.keeps_statistics
+        else None,
         suites=config.data.suites,
+        prior_dropout=config.data.augment.prior_dropout,
     )
     if problems:
         raise ContractError(
@@ -183,7 +179,8 @@ def _policy_to_train(
     config: TrainConfig, dataset: ChunkDataset, start: VegaPolicy | None
 ) -> VegaPolicy:
     suite = config.data.suites[0]
-    if start is None:
+    origin = Start.of(config)
+    if start is None or origin is None:
         policy = VegaPolicy.create(
             config.policy,
             statistics=parse_statistics(dataset.statistics()),
@@ -196,9 +193,9 @@ def _policy_to_train(
         policy = VegaPolicy(
             model=start.model,
             tokenizer=start.tokenizer,
-            statistics=parse_statistics(dataset.statistics())
-            if config.statistics == "data"
-            else start.statistics,
+            statistics=start.statistics
+            if origin.keeps_statistics
+            else parse_statistics(dataset.statistics()),
             unnorm_key=suite,
         )
     prepare_weights(
