@@ -146,7 +146,7 @@ def round_top(
         up: (3,) direction in which it opens.
     """
     height = points @ up
-    ring = points[height > height.max() - 0.012]
+    ring = points[height > height.max() - min(0.012, 0.4 * float(np.ptp(height)))]
     kept = ring[:, :2]
     centre = (kept.max(axis=0) + kept.min(axis=0)) / 2
     for _ in range(3):  # a handle pulls the middle towards it at first
