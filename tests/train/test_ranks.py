@@ -1,5 +1,6 @@
 """Two processes with half the batch each are one process with the whole batch."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from vega_policy.testing.demos import write_suite
 from vega_policy.testing.tiny_policy import tiny_config, tiny_policy
 from vega_policy.train.config import TrainConfig
 from vega_policy.train.imitation import train
+from vega_policy.train.lora import SEMANTIC
 from vega_policy.train.metrics import read_records
 
 ROOT = Path(__file__).parents[2]
@@ -27,32 +30,30 @@ ROUNDING = 2e-6
 """Largest difference of a weight: gradients of two halves are added in another order."""
 
 SCRIPT = """
-    import json, sys, threading, torch
+    import json, sys, torch
     from vega_policy.train.config import TrainConfig
     from vega_policy.train.imitation import train
     from vega_policy.train.ranks import join
     torch.set_num_threads(1)
-    values, stop_at = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-    config = TrainConfig.from_dict(values)
-    ranks = join("cpu", parallel=config.parallel)
-    asked = 0
-    def should_stop():
-        global asked
-        asked += 1
-        return [ranks.rank, asked] == stop_at
+    clip = torch.nn.utils.clip_grad_norm_
     gradients = {}
-    if stop_at == "gradients":
-        from vega_policy.train.learner import Learner
-        clip = torch.nn.utils.clip_grad_norm_
-        def watch(weights, limit):
-            weights = list(weights)
-            gradients.update({i: w.grad.clone() for i, w in enumerate(weights)})
-            return clip(weights, limit)
-        torch.nn.utils.clip_grad_norm_ = watch
-    result = train(config, should_stop=should_stop, ranks=ranks)
-    if gradients:
-        torch.save(gradients, f"{config.run_dir}/gradients-{ranks.rank}.pt")
-    print("steps", result.steps, flush=True)
+    def watch(weights, limit):
+        weights = list(weights)
+        gradients.update({str(i): w.grad.clone() for i, w in enumerate(weights)})
+        return clip(weights, limit)
+    for name, values, stop_at in json.loads(sys.argv[1]):
+        config = TrainConfig.from_dict(values)
+        ranks = join("cpu", parallel=config.parallel)
+        asked = 0
+        def should_stop():
+            global asked
+            asked += 1
+            return [ranks.rank, asked] == stop_at
+        torch.nn.utils.clip_grad_norm_ = watch if name == "ddp" else clip
+        result = train(config, should_stop=should_stop, ranks=ranks)
+        if name == "ddp":
+            torch.save(gradients, f"{config.run_dir}/gradients-{ranks.rank}.pt")
+        print("steps", name, result.steps, flush=True)
     ranks.leave()
 """
 
@@ -60,13 +61,6 @@ SCRIPT = """
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_suite(tmp_path_factory.mktemp("data"), n_demos=3, px=32)
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("start") / "policy"
-    tiny_policy(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -91,22 +85,61 @@ def settings(folder, data, **changes):
             "dirs": [str(data)],
             "held_out": 0.3,
             "features": {"cached": False},
-            "augment": {"style": "openvla", "brightness": 0.1, "hue": 0.05, "crop": 0.1},
+            "augment": {
+                "style": "openvla",
+                "brightness": 0.1,
+                "hue": 0.05,
+                "crop": 0.1,
+                "prior_dropout": changes.pop("prior_dropout", 0.0),
+            },
         },
         "optim": {"schedule": {"peak": 3e-3, "warmup_steps": 0}, "eps": 1e-4, "clip_norm": 0.5},
-        "policy": tiny_config().to_dict(),
+        "policy": {
+            **tiny_config().to_dict(),
+            "fusion": {"name": changes.pop("fusion", "token_gate")},
+        },
         **changes,
     }
     return TrainConfig.from_dict(values)
 
 
-def run_two(config, *, stop_at=None):
-    """Train in two real processes; returns the updates each has made."""
+@dataclass(frozen=True)
+class Runs:
+    """What two real processes have trained, one run after the other."""
+
+    configs: dict[str, TrainConfig]
+    steps: dict[str, list[int]]
+    """Updates that each process has made, run by run."""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, data):
+    """Start processes once: most of the time of a test goes into their imports."""
+    folder = tmp_path_factory.mktemp("two")
+    tiny_policy(folder / "start")
+    lora = {"tune": "lora", "init_from": str(folder / "start"), "prior_dropout": 0.5}
+
+    def run(name, **changes):
+        return settings(folder / name.partition(" ")[0], data, **changes)
+
+    jobs = {
+        "lora-ddp": (run("lora-ddp", **lora), None),
+        "lora-fsdp": (run("lora-fsdp", **lora, parallel="fsdp"), None),
+        "idle": (run("idle", fusion="prior_only", steps=2), None),
+        "ddp": (run("ddp"), None),
+        "ddp-halting": (run("ddp-halting"), [1, 1]),
+        "ddp-halting again": (run("ddp-halting"), None),
+        "fsdp": (run("fsdp", parallel="fsdp"), None),
+        "fsdp-halting": (run("fsdp-halting", parallel="fsdp"), [1, 1]),
+        "fsdp-halting again": (run("fsdp-halting", parallel="fsdp"), None),
+        "moving": (run("moving", parallel="fsdp"), [0, 2]),
+    }
+    listed = [(name, config.to_dict(), stop) for name, (config, stop) in jobs.items()]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
             *("--standalone", "--no-python", sys.executable, "-c", textwrap.dedent(SCRIPT)),
-            *(json.dumps(config.to_dict()), json.dumps(stop_at)),
+            json.dumps(listed),
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -116,7 +149,26 @@ def run_two(config, *, stop_at=None):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return [int(line.split()[1]) for line in done.stdout.splitlines() if "steps" in line]
+    steps = {name: [] for name in jobs}
+    for line in done.stdout.splitlines():
+        if line.startswith("steps "):
+            name, _, count = line.removeprefix("steps ").rpartition(" ")
+            steps[name].append(int(count))
+    return Runs(configs={name: config for name, (config, _) in jobs.items()}, steps=steps)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, two):
+    """Train in one process what `two` has trained in two."""
+    folder = tmp_path_factory.mktemp("whole")
+    torch.set_num_threads(1)
+
+    def run(name):
+        config = dataclasses.replace(two.configs[name], name=name, run_root=str(folder))
+        train(config)
+        return config
+
+    return {name: run(name) for name in ("lora-ddp", "idle", "ddp")}
 
 
 def state(config):
@@ -124,59 +176,59 @@ def state(config):
     return load_file(newest / "tensors.safetensors")
 
 
-def assert_same_weights(one, other, *, within=ROUNDING):
+def assert_same_weights(one, other):
     a, b = state(one), state(other)
     assert a.keys() == b.keys()
     for name in a:
         if name.startswith(("model/", "average/")):
-            torch.testing.assert_close(a[name], b[name], rtol=0, atol=within, msg=name)
+            torch.testing.assert_close(a[name], b[name], rtol=0, atol=ROUNDING, msg=name)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_halves_of_a_batch_are_the_whole(tmp_path, data, start, parallel):
-    one = settings(tmp_path / "one", data, tune="lora", init_from=str(start))
-    two = settings(tmp_path / "two", data, tune="lora", init_from=str(start), parallel=parallel)
-    train(one)
-    assert run_two(two) == [3, 3]
-    assert_same_weights(one, two)
-    a, b = (load_file(c.run_dir / "policy/model.safetensors") for c in (one, two))
+def test_two_halves_of_a_batch_are_the_whole(two, whole, parallel):
+    one, other = whole["lora-ddp"], two.configs[f"lora-{parallel}"]
+    assert two.steps[f"lora-{parallel}"] == [3, 3]
+    assert_same_weights(one, other)
+    a, b = (load_file(c.run_dir / "policy/model.safetensors") for c in (one, other))
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=ROUNDING, msg=name)
     rows = [
         [r["loss"] for r in read_records(c.run_dir / "metrics.jsonl") if "loss" in r]
-        for c in (one, two)
+        for c in (one, other)
     ]
     assert rows[0] == pytest.approx(rows[1], abs=1e-6)
 
 
-def test_every_trained_weight_has_the_same_gradient_in_all_processes(tmp_path, data):
-    config = settings(tmp_path, data)
-    run_two(config, stop_at="gradients")
-    one, other = (torch.load(config.run_dir / f"gradients-{r}.pt") for r in (0, 1))
+def test_a_rule_that_leaves_weights_without_gradients_trains_the_rest(two, whole):
+    assert two.steps["idle"] == [2, 2]
+    assert_same_weights(whole["idle"], two.configs["idle"])
+    trained = {n.removeprefix("model/") for n in state(whole["idle"]) if n.startswith("model/")}
+    assert "vision.prior_projector.1.weight" in trained
+    assert not [n for n in trained if n.startswith(SEMANTIC)]
+
+
+def test_every_trained_weight_has_the_same_gradient_in_all_processes(two):
+    folder = two.configs["ddp"].run_dir
+    one, other = (torch.load(folder / f"gradients-{r}.pt", weights_only=True) for r in (0, 1))
     assert len(one) > 50
     assert all(torch.equal(one[i], other[i]) for i in one)
     assert all(bool(g.any()) for g in one.values())
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_stop_in_any_process_ends_all_and_a_resume_is_exact(tmp_path, data, parallel):
-    whole = settings(tmp_path / "whole", data, parallel=parallel)
-    run_two(whole)
-    halting = settings(tmp_path / "halting", data, parallel=parallel)
-    assert run_two(halting, stop_at=[1, 1]) == [1, 1]
-    assert run_two(halting) == [3, 3]
-    a, b = state(whole), state(halting)
+def test_a_stop_in_any_process_ends_all_and_a_resume_is_exact(two, parallel):
+    assert two.steps[f"{parallel}-halting"] == [1, 1]
+    assert two.steps[f"{parallel}-halting again"] == [3, 3]
+    a, b = state(two.configs[parallel]), state(two.configs[f"{parallel}-halting"])
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
 
 
-def test_a_run_of_two_processes_continues_in_one(tmp_path, data):
-    whole = settings(tmp_path / "whole", data)
-    train(whole)
-    moving = settings(tmp_path / "moving", data, parallel="fsdp")
-    run_two(moving, stop_at=[0, 2])
+def test_a_run_of_two_processes_continues_in_one(two, whole):
+    assert two.steps["moving"] == [2, 2]
+    moving = two.configs["moving"]
     assert train(moving).steps == 3
-    assert_same_weights(whole, moving)
+    assert_same_weights(whole["ddp"], moving)
 
 
 def test_the_parts_of_a_batch_are_the_batch(data):
@@ -203,6 +255,7 @@ def test_the_parts_of_a_batch_are_the_batch(data):
         batches(Part(0, 4))
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_of_the_script_ends_all(tmp_path, data):
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
