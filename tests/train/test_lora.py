@@ -6,7 +6,8 @@ import torch
 from vega_policy.policy import from_pretrained
 from vega_policy.policy.config import PolicyConfig
 from vega_policy.policy.empty import empty_model
-from vega_policy.testing.tiny_policy import tiny_observation, tiny_policy
+from vega_policy.spec import ContractError
+from vega_policy.testing.tiny_policy import tiny_config, tiny_observation, tiny_policy
 from vega_policy.train.lora import (
     GRAFTED,
     WHOLE,
@@ -15,6 +16,7 @@ from vega_policy.train.lora import (
     merge_lora,
     prepare_weights,
 )
+from vega_policy.vision.fusion import FUSIONS
 
 RANK = 4
 
@@ -83,6 +85,39 @@ def test_grafted_trains_the_new_parts_alone():
     model = adapted(tiny_policy(), tune="grafted").model
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trained == {n for n, _ in model.named_parameters() if n.startswith(GRAFTED)}
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"fusion": {"name": name}} for name in FUSIONS),
+        {"prior": {"name": "layer_norm", "width": 32}, "fusion": {"name": "prior_only"}},
+        {"head": {"kind": "diffusion"}, "semantic": {"film": True}},
+        {"head": {"kind": "discrete"}, "language": {"vocab_size": 640}, "proprio_size": 0},
+    ],
+    ids=str,
+)
+def test_every_trained_weight_gets_a_gradient(tune, changes):
+    """Processes that share a batch wait for all of them."""
+    policy = adapted(tiny_policy(config=tiny_config().changed(changes)), tune=tune)
+    generator = torch.Generator().manual_seed(0)
+    output = policy.model.train()(
+        torch.randint(0, 256, (2, 2, 3, 32, 32), generator=generator),
+        torch.rand(2, 8, generator=generator),
+        *policy.processor.tokenise(["open the drawer", "pick up the milk"]),
+        keys=[0, 1],
+        targets=torch.rand(2, 8, 7, generator=generator),
+    )
+    output.loss.backward()
+    without = {n for n, p in policy.model.named_parameters() if p.requires_grad and p.grad is None}
+    assert without == set()
+
+
+def test_a_policy_without_a_graft_has_no_grafted_parts_to_train():
+    policy = tiny_policy(config=tiny_config().changed({"fusion": {"name": "none"}}))
+    with pytest.raises(ContractError, match="graft=true"):
+        adapted(policy, tune="grafted")
 
 
 def test_a_merged_policy_answers_as_its_adapters_did_and_can_be_loaded(tmp_path):

@@ -64,7 +64,7 @@ def prepare_weights(
 
     Args:
         model: Without adapters.
-        tune: Which weights are trained; the prior's never are, nor those that no answer depends on.
+        tune: Which weights are trained; the prior's never are, nor those that no gradient reaches.
         lora: Of the adapters.
         base_dtype: Of frozen weights; trained ones are float32.
         seed: Of the adapters' first factor; the second starts at zero.
@@ -72,14 +72,14 @@ def prepare_weights(
     Raises:
         ContractError: Nothing would be trained.
     """
-    unread = _unread(model)
+    idle = _idle(model)
     if tune == "lora":
         _attach(model, lora, seed=seed)
     for name, parameter in model.named_parameters():
         if name.startswith(PRIOR):
             parameter.requires_grad_(False)  # noqa: FBT003 - torch's signature
             continue
-        is_trained = _is_trained(name, tune) and not name.startswith(unread)
+        is_trained = _is_trained(name, tune) and not name.startswith(idle)
         parameter.requires_grad_(is_trained)
         dtype = torch.float32 if is_trained else base_dtype
         if parameter.dtype != dtype:
@@ -98,7 +98,7 @@ def adapted_modules(model: VegaModel) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
         and name.startswith(ADAPTED)
-        and not name.startswith((*WHOLE, *_unread(model)))
+        and not name.startswith((*WHOLE, *_idle(model)))
     ]
 
 
@@ -158,11 +158,9 @@ def merge_lora(
     )
 
 
-def _unread(model: VegaModel) -> tuple[str, ...]:
-    """Return the prefixes of weights that no answer depends on, and that never get a gradient."""
-    config = model.config
-    reads_towers = config.fusion.name != "prior_only" or config.prior.name == "layer_norm"
-    return () if reads_towers else SEMANTIC
+def _idle(model: VegaModel) -> tuple[str, ...]:
+    """Return the prefixes of weights that no gradient reaches."""
+    return SEMANTIC if model.config.fusion.name == "prior_only" else ()
 
 
 def _is_trained(name: str, tune: Tune) -> bool:
