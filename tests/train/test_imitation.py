@@ -157,6 +157,46 @@ def test_the_exported_policy_predicts_what_validation_measured(tmp_path, data):
             assert torch.equal(averages[f"average/{name}"], tensor), name
 
 
+def test_without_an_average_the_weights_themselves_are_saved(tmp_path, data):
+    options = {"precision": "float32", "reading": {"features": {"dtype": "float32"}}}
+    plain = settings(tmp_path, data, name="plain", optim={"ema_decay": 0.0}, **options)
+    averaged = settings(tmp_path, data, name="averaged", **options)
+    train(plain)
+    train(averaged)
+    (own, policy), (other, _) = weights(plain), weights(averaged)
+    assert not [k for k in own if k.startswith("average/")]
+    trained = {k.removeprefix("model/"): v for k, v in own.items() if k.startswith("model/")}
+    assert trained
+    assert all(torch.equal(policy[k], v) for k, v in trained.items())
+    # The average watches; it does not change what is learned.
+    assert all(torch.equal(other[f"model/{k}"], v) for k, v in trained.items())
+
+
+def test_leaving_the_prior_out_by_chance_is_a_function_of_the_run(tmp_path, data):
+    def run(name, probability):
+        reading = {"features": {"cached": False}, "augment": {"prior_dropout": probability}}
+        return settings(tmp_path, data, name=name, precision="float32", reading=reading)
+
+    whole, halting, never = run("whole", 0.5), run("halting", 0.5), run("never", 0.0)
+    train(whole)
+    train(never)
+    while train(halting, should_stop=lambda: True).ending != "finished":
+        pass
+    assert_same_run(whole, halting)
+    (one, _), (other, _) = weights(whole), weights(never)
+    assert not torch.equal(one["model/head.fc_out.weight"], other["model/head.fc_out.weight"])
+
+
+@pytest.mark.parametrize("fusion", ["none", "prior_only", "sequence_concat"])
+def test_fusions_that_need_the_prior_refuse_to_lose_it(tmp_path, data, fusion):
+    policy = {**tiny_config().to_dict(), "fusion": {"name": fusion}}
+    reading = {"augment": {"prior_dropout": 0.1}}
+    config = settings(tmp_path, data, policy=policy, reading=reading)
+    with pytest.raises(ContractError, match=rf"prior_dropout is 0.1, but with fusion {fusion}"):
+        train(config)
+    assert not config.run_dir.exists()
+
+
 def test_cached_features_train_the_same_weights_as_a_running_prior(tmp_path, data):
     cached = settings(
         tmp_path,

@@ -1,16 +1,21 @@
 """The estimate before a run, against real tensors and against what upstream reports."""
 
 import dataclasses
+import logging
 
 import pytest
 import torch
 
 from vega_policy.policy.config import PolicyConfig
+from vega_policy.policy.empty import empty_model
 from vega_policy.spec import ContractError
+from vega_policy.testing.published import published_checkpoint, published_config
 from vega_policy.testing.tiny_policy import tiny_config, tiny_policy
 from vega_policy.train.config import TrainConfig
 from vega_policy.train.lora import prepare_weights
-from vega_policy.train.memory import GB, OVERHEAD, estimate, remedies
+from vega_policy.train.memory import GB, OVERHEAD, estimate, remedies, report_memory
+from vega_policy.train.ranks import Ranks
+from vega_policy.train.start import Start
 
 
 def settings(policy=None, **changes):
@@ -67,6 +72,25 @@ def test_dividing_weights_and_batch_leaves_each_process_less():
     assert many.gathered > 0
     with pytest.raises(ContractError, match="multiple of 3"):
         estimate(config, world_size=3)
+
+
+@pytest.mark.parametrize("kind", ["l1", "diffusion", "discrete"])
+def test_the_sizes_are_those_of_the_checkpoint_that_is_trained(tmp_path, caplog, kind):
+    """Not those of the preset; a graft counts, and what a base model lacks."""
+    own = published_config(kind=kind)
+    wanted = {**tiny_config().to_dict(), "head": own.to_dict()["head"], "fusion": {"name": "add"}}
+    wanted["proprio_size"] = own.proprio_size
+    found = []
+    for is_base in (False, True):
+        start = published_checkpoint(tmp_path / str(is_base), config=own, is_base=is_base)
+        config = settings(wanted, init_from=str(start), graft=True, tune="full")
+        with caplog.at_level(logging.INFO):
+            report_memory(config, Ranks(torch.device("cpu")))
+        found.append(caplog.messages[-1])
+        model = empty_model(Start.of(config).policy_config)
+        trained = sum(p.numel() for n, p in model.named_parameters() if "vision.prior." not in n)
+        assert f"{trained:,} weights trained" in found[-1]
+    assert found[0] == found[1]
 
 
 def test_what_to_change_is_told_in_order_until_it_fits():

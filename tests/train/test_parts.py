@@ -30,6 +30,12 @@ def test_a_constant_rate_falls_only_at_the_end():
     assert (rates[95], rates[100]) == (0.5, 0.0)
 
 
+def test_a_dropping_rate_falls_at_once():
+    config = ScheduleConfig(peak=1.0, warmup_steps=2, kind="drop", drop_step=5, final=0.1)
+    rates = [learning_rate(s, total=8, config=config) for s in range(8)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1])
+
+
 def test_averages_follow_and_give_the_weights_back_bit_by_bit():
     weight = torch.nn.Parameter(torch.tensor([1.0, 0.1]))
     average = Average({"w": weight}, decay=0.5)
