@@ -119,12 +119,16 @@ def two(tmp_path_factory, data):
     tiny_policy(folder / "start")
     lora = {"tune": "lora", "init_from": str(folder / "start"), "prior_dropout": 0.5}
 
+    short = {"base_dtype": "bfloat16", "precision": "bfloat16", "gradient_checkpointing": True}
+    short["parallel"] = "fsdp"
+
     def run(name, **changes):
         return settings(folder / name.partition(" ")[0], data, **changes)
 
     jobs = {
         "lora-ddp": (run("lora-ddp", **lora), None),
         "lora-fsdp": (run("lora-fsdp", **lora, parallel="fsdp"), None),
+        "short": (run("short", **lora, **short), None),
         "idle": (run("idle", fusion="prior_only", steps=2), None),
         "ddp": (run("ddp"), None),
         "ddp-halting": (run("ddp-halting"), [1, 1]),
@@ -168,12 +172,20 @@ def whole(tmp_path_factory, two):
         train(config)
         return config
 
-    return {name: run(name) for name in ("lora-ddp", "idle", "ddp")}
+    return {name: run(name) for name in ("lora-ddp", "short", "idle", "ddp")}
 
 
 def state(config):
     newest = max((config.run_dir / "checkpoint").glob("step-*"))
     return load_file(newest / "tensors.safetensors")
+
+
+def weights_of_policy(config):
+    return load_file(config.run_dir / "policy/model.safetensors")
+
+
+def losses(config):
+    return [r["loss"] for r in read_records(config.run_dir / "metrics.jsonl") if "loss" in r]
 
 
 def assert_same_weights(one, other):
@@ -189,15 +201,22 @@ def test_two_halves_of_a_batch_are_the_whole(two, whole, parallel):
     one, other = whole["lora-ddp"], two.configs[f"lora-{parallel}"]
     assert two.steps[f"lora-{parallel}"] == [3, 3]
     assert_same_weights(one, other)
-    a, b = (load_file(c.run_dir / "policy/model.safetensors") for c in (one, other))
+    a, b = weights_of_policy(one), weights_of_policy(other)
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=ROUNDING, msg=name)
-    rows = [
-        [r["loss"] for r in read_records(c.run_dir / "metrics.jsonl") if "loss" in r]
-        for c in (one, other)
-    ]
-    assert rows[0] == pytest.approx(rows[1], abs=1e-6)
+    assert losses(one) == pytest.approx(losses(other), abs=1e-6)
+
+
+def test_divided_short_weights_under_trained_long_ones_learn_alike(two, whole):
+    """The recipe's precision: a bfloat16 base, float32 adapters, activations computed twice."""
+    one, other = whole["short"], two.configs["short"]
+    assert two.steps["short"] == [3, 3]
+    for a, b in ((state(one), state(other)), (weights_of_policy(one), weights_of_policy(other))):
+        assert {k: v.dtype for k, v in a.items()} == {k: v.dtype for k, v in b.items()}
+    base = weights_of_policy(other)["language.embed_tokens.weight"]
+    assert base.dtype == torch.bfloat16
+    assert losses(one) == pytest.approx(losses(other), rel=0.01)
 
 
 def test_a_rule_that_leaves_weights_without_gradients_trains_the_rest(two, whole):
