@@ -290,6 +290,16 @@ def test_another_run_in_the_same_folder_lists_what_changed(tmp_path, data):
         train(settings(tmp_path, data, steps=8, batch_size=2))
 
 
+def test_a_run_from_before_a_setting_existed_continues(tmp_path, data):
+    config = settings(tmp_path, data, reading={"features": {"cached": False}})
+    train(config, should_stop=lambda: True)
+    path = config.run_dir / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["data"]["augment"]["prior_dropout"]
+    path.write_text(json.dumps(saved))
+    assert train(config).steps == 6
+
+
 def test_new_data_under_a_running_name_is_refused(tmp_path, data):
     config = settings(tmp_path, data)
     train(config)

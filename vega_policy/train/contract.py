@@ -127,9 +127,14 @@ def disagreements(
     return problems
 
 
-def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """List the settings in which a run on disk differs from one that wants to continue it."""
-    old, new = _flat(saved), _flat(now)
+def changed_settings(
+    saved: Mapping[str, Any], now: Mapping[str, Any], *, defaults: Mapping[str, Any]
+) -> list[str]:
+    """List the settings in which a run on disk differs from one that wants to continue it.
+
+    A run from before a setting existed had its default.
+    """
+    old, new = {**_flat(defaults), **_flat(saved)}, _flat(now)
     return [
         f"{key}: the run has {old.get(key)!r}, the settings have {new.get(key)!r}"
         for key in sorted({*old, *new})

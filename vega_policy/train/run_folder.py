@@ -23,7 +23,9 @@ def require_same_run(config: TrainConfig) -> None:
     path = config.run_dir / "config.json"
     if not path.exists():
         return
-    changed = changed_settings(json.loads(path.read_text()), config.to_dict())
+    changed = changed_settings(
+        json.loads(path.read_text()), config.to_dict(), defaults=type(config)().to_dict()
+    )
     if changed:
         raise CheckpointError(
             f"{config.run_dir} holds a run of other settings: {'; '.join(changed)}; choose another name "
