@@ -50,6 +50,13 @@ _TRAINED = {
 }
 
 
+_LOSS = {
+    "l1": "L1, normalised actions",
+    "diffusion": "mean squared error, noise",
+    "discrete": "cross-entropy, action words",
+}
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """What a run, or the part of it that was allowed to run, came to."""
@@ -250,7 +257,7 @@ def _card(stage: Stage, window: Window, done: int) -> str:
     return (
         f"# VEGA-Policy checkpoint: {config.name}\n\n"
         f"{'Average weights' if config.optim.ema_decay else 'Weights'} after {done} of {config.steps} updates of {config.batch_size * config.accumulate} "
-        f"samples; training loss {window.loss:.4f} (L1, normalised actions).\n\n"
+        f"samples; training loss {window.loss:.4f} ({_LOSS[stage.policy.config.head.kind]}).\n\n"
         f"- data: {', '.join(config.data.suites)}, "
         f"{sum(len(f.lengths) for f in stage.dataset.files)} demonstrations, "
         f"{stage.batches.n_samples} samples\n"

@@ -1,4 +1,4 @@
-"""One update of the weights: forward, L1 loss, gradients, clipping, AdamW, average.
+"""One update of the weights: forward, loss, gradients, clipping, AdamW, average.
 
 Shape legend: ``b`` batch, ``l`` prompt tokens, ``t`` steps of a chunk, ``a`` numbers of an action.
 """

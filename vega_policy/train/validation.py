@@ -37,7 +37,7 @@ def validate(
     """Compare predictions with held-out chunks.
 
     Returns:
-        ``val/loss`` (L1 of normalised actions, as in training), ``val/first_loss`` (of the first
+        ``val/loss`` (L1 of normalised actions, whatever the head was trained by), ``val/first_loss`` (of the first
         step alone), ``val/<number>`` mean absolute errors of one control step in millimetres and
         degrees, and ``val/gripper_accuracy``. Empty where nothing is held out.
     """
