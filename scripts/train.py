@@ -17,7 +17,7 @@ from typing import Any
 from hydra_cli import run
 
 WORLD_SIZE = "WORLD_SIZE"
-"""What torchrun and accelerate launch tell each process."""
+"""What torchrun tells each process."""
 
 
 def main(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """One process or many: who a process is, and how it agrees with the others.
 
 A run of one process uses `Ranks` itself, where every method is the obvious thing and nothing of
-torch's distributed code is touched. Under ``torchrun`` or ``accelerate launch``, `join` gives every
-process its place.
+torch's distributed code is touched. Under ``torchrun``, `join` gives every process its place.
 
 Wrapping is torch's own, `DistributedDataParallel` or FSDP2's ``fully_shard``: accelerate 1.15 shards
 on GPUs only, and falls back to replication on a CPU without a word, where it could not be tested.
@@ -122,7 +121,7 @@ class ManyRanks(Ranks):
             return self._sharded(model)
         devices = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(
-            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            model, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
     def _sharded(self, model: nn.Module) -> nn.Module:
@@ -181,7 +180,7 @@ class ManyRanks(Ranks):
 
 
 def join(device: str, *, parallel: Parallel) -> ManyRanks:
-    """Meet the other processes of a ``torchrun`` or ``accelerate launch``.
+    """Meet the other processes of a ``torchrun``.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
