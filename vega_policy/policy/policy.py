@@ -50,6 +50,10 @@ ARMS = (FULL_ARM, "gate_clamped")
 the trained policy then loses is what it took from the prior."""
 
 
+ARM_NUMBERS = 7
+"""Translation (3), rotation (3), gripper (1)."""
+
+
 class VegaPolicy(nn.Module):
     """A model with its tokenizer, image path and statistics; fulfils `spec.Policy`.
 
@@ -243,8 +247,16 @@ class VegaPolicy(nn.Module):
         """Turn the model's output (..., t, a) into environment commands of the same shape.
 
         Raises:
+            ContractError: The actions are not those of one arm with a gripper.
             PolicyFault: A number is not finite.
         """
+        spec = self.action_spec
+        if spec.size != ARM_NUMBERS:
+            raise ContractError(
+                f"the policy's actions have {spec.size} numbers, and only those of one arm with a "
+                f"gripper ({ARM_NUMBERS}: {spec.control}) can be made commands; take the model's own "
+                "output and give it its unit with `Bounds.unnormalise`"
+            )
         if not np.isfinite(normalised).all():
             raise PolicyFault(
                 "the model returned actions that are not finite; the weights or the observation are "
@@ -252,7 +264,6 @@ class VegaPolicy(nn.Module):
             )
         actions = self.statistics[self.unnorm_key].action.unnormalise(normalised)
         actions[..., -1] = target_to_command(actions[..., -1])
-        spec = self.action_spec
         return np.clip(actions, spec.low, spec.high).astype(np.float32)
 
     def _gate_maps(self, gate: Tensor) -> list[dict[str, NDArray[np.float32]]]:

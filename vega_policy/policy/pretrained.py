@@ -101,7 +101,9 @@ def from_pretrained(
     Raises:
         CheckpointError: There is no such checkpoint, or its parts disagree with each other or with
             ``expected``; all disagreements are listed, before any weight is loaded.
+        ContractError: The device is not here, or the type is none for weights.
     """
+    _require_machine(dtype, device)
     folder = resolve(path_or_id)
     found = _read_published if is_published(folder) else _read_ours
     parts = found(folder, base=base, settings=settings, tokenizer=tokenizer)
@@ -129,6 +131,16 @@ def from_pretrained(
         max_batch=max_batch,
     )
     return policy if device is None else policy.to(device)
+
+
+def _require_machine(dtype: torch.dtype | None, device: torch.device | str | None) -> None:
+    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ContractError(f"device is {str(device)!r}, this torch sees no GPU; set device='cpu'")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ContractError(
+            f"dtype is {dtype}, expected a floating-point one such as torch.bfloat16; for 4-bit "
+            "weights pass quantise='nf4'"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,5 +1,6 @@
 """Directories in the published layout: variants, adapters, hub ids, and what is wrong with bad ones."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -18,13 +19,15 @@ from safetensors.torch import load_file, save_file
 from vega_policy.policy import from_pretrained
 from vega_policy.policy.pretrained import load_config, resolve, statistics_key
 from vega_policy.policy.published import PublishedFolder, load_published_model
+from vega_policy.policy.statistics import Bounds, save_statistics
 from vega_policy.policy.tokenizer import load_llama_tokenizer, prompt_of
-from vega_policy.spec import CheckpointError
+from vega_policy.spec import CheckpointError, ContractError
 from vega_policy.testing.published import published_checkpoint, published_config
-from vega_policy.testing.tiny_policy import tiny_observation
+from vega_policy.testing.tiny_policy import tiny_observation, tiny_statistics
 
 DATA = Path(__file__).parents[2] / "data"
 HEAD = "action_head--150000_checkpoint.pt"
+PROPRIO = "proprio_projector--150000_checkpoint.pt"
 
 
 @pytest.fixture
@@ -36,6 +39,11 @@ def change(path, edit):
     values = json.loads(path.read_text())
     edit(values)
     path.write_text(json.dumps(values))
+
+
+def bounds_of(n):
+    given = tiny_statistics().action.to_dict()
+    return Bounds.from_dict({key: values[:1] * n for key, values in given.items()})
 
 
 def digest(folder):
@@ -78,7 +86,6 @@ def test_weights_are_views_of_the_files_and_a_write_stays_private(folder):
     before = digest(folder)
     model = load_published_model(folder)
     layer = model.vision.semantic.dino.encoder.layer[0].attention
-    assert layer.q_proj.weight.untyped_storage() is not None
     thirds = [p.weight.untyped_storage().data_ptr() for p in (layer.q_proj, layer.k_proj)]
     assert thirds[0] == thirds[1]
     with torch.no_grad():
@@ -123,11 +130,17 @@ def test_a_chunk_that_is_not_libero_s_must_be_described(tmp_path):
         load_published_model(folder)
     model = load_published_model(folder, settings={"action": {"horizon": 25}})
     assert model.n_slots == 350
+    # Nor are its actions those of an arm in LIBERO, whatever the statistics say.
+    entry = dataclasses.replace(tiny_statistics(), action=bounds_of(14))
+    save_statistics(folder / "dataset_statistics.json", {"aloha": entry})
+    policy = from_pretrained(folder, settings={"action": {"horizon": 25}})
+    with pytest.raises(ContractError, match="actions have 14 numbers, and only those of one arm"):
+        act(policy)
 
 
 def test_a_base_model_gets_a_fresh_head_and_says_so(folder, caplog):
     (folder / HEAD).unlink()
-    (folder / "proprio_projector--150000_checkpoint.pt").unlink()
+    (folder / PROPRIO).unlink()
     (folder / "dataset_statistics.json").unlink()
     with caplog.at_level(logging.WARNING):
         model = load_published_model(folder, settings={"head": {"width": 32}})
@@ -214,7 +227,7 @@ def add_adapter(folder, base, *, rank=4, alpha=2):
 def test_an_adapter_is_added_to_its_base(folder, tmp_path):
     tuned = tmp_path / "tuned"
     names = add_adapter(tuned / "lora_adapter", folder)
-    for file in ("dataset_statistics.json", HEAD, "proprio_projector--150000_checkpoint.pt"):
+    for file in ("dataset_statistics.json", HEAD, PROPRIO):
         shutil.copy(folder / file, tuned)
     parts = load_file(tuned / "lora_adapter" / "adapter_model.safetensors")
     before, after = PublishedFolder.open(folder).tensors(), PublishedFolder.open(tuned).tensors()
@@ -306,6 +319,26 @@ def test_a_head_of_another_size_is_named(folder):
     refuse(folder, "it is no head of OpenVLA-OFT")
     shutil.copy(folder / HEAD, folder / "action_head--50000_checkpoint.pt")
     refuse(folder, "expected one training step")
+
+
+def test_a_component_that_was_not_downloaded_is_named(folder, caplog):
+    (folder / PROPRIO).rename(folder / "elsewhere")
+    refuse(folder, r"no proprio_projector--\*_checkpoint\.pt; download it too, or pass settings")
+    assert from_pretrained(folder, settings={"proprio_size": 0}).model.proprio is None
+    (folder / "elsewhere").rename(folder / PROPRIO)
+    (folder / HEAD).unlink()
+    refuse(folder, r"has a proprio_projector and no action_head--\*_checkpoint\.pt")
+    (folder / PROPRIO).unlink()
+    assert from_pretrained(folder).config.head.kind == "discrete"
+    assert "has no head, so it is read as OpenVLA-OFT's variant with action tokens" in caplog.text
+
+
+def test_a_device_or_a_type_that_cannot_be_is_one_sentence(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ContractError, match="this torch sees no GPU"):
+        from_pretrained(folder, device="cuda:1")
+    with pytest.raises(ContractError, match=r"dtype is torch\.int8, expected a floating-point one"):
+        from_pretrained(folder, dtype=torch.int8)
 
 
 class Evil:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any
 
 from vega_policy.policy.config import PolicyConfig
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from vega_policy.policy.published.layout import PublishedFolder
     from vega_policy.policy.published.tensors import Stored
     from vega_policy.vision.semantic import TowerConfig
+
+log = logging.getLogger(__name__)
 
 TOWERS = ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224")
 """timm's names of DINO and SigLIP, in the order of their channels."""
@@ -91,6 +94,11 @@ def read_settings(
     )
     config = _with_head(folder, config)
     said = settings or {}
+    if config.head.kind != "discrete" and not config.proprio_size and "proprio_size" not in said:
+        raise CheckpointError(
+            f"{folder.path} has a head and no {PROPRIO.removesuffix('.')}--*_checkpoint.pt; download "
+            "it too, or pass settings with proprio_size=0 if it was trained without"
+        )
     if config.action.size != base.action.size and "horizon" not in said.get("action", {}):
         raise CheckpointError(
             f"the head of {folder.path} gives {config.action.size} numbers per action, so it is no "
@@ -148,6 +156,17 @@ def _with_head(folder: PublishedFolder, config: PolicyConfig) -> PolicyConfig:
     if not head:
         if folder.is_base:
             return config
+        if proprio:
+            raise CheckpointError(
+                f"{folder.path} has a {PROPRIO.removesuffix('.')} and no "
+                f"{ACTION_HEAD.removesuffix('.')}--*_checkpoint.pt; download it too"
+            )
+        log.warning(
+            "%s has no head, so it is read as OpenVLA-OFT's variant with action tokens, all at once; a "
+            "checkpoint whose head was left out, or that gives one token after another as the first "
+            "OpenVLA did, would act wrongly",
+            folder.path,
+        )
         # Action tokens are asked for without proprioception, whether or not it was trained with.
         return dataclasses.replace(
             config, proprio_size=0, head=dataclasses.replace(config.head, kind="discrete")
