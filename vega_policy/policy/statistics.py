@@ -56,16 +56,15 @@ class Bounds:
         """Return how many numbers each field has; all should agree."""
         return {name: len(getattr(self, name)) for name in _FIELDS}
 
-    def normalise(self, values: NDArray[Any], *, clip_unmasked: bool = False) -> Floats:
+    def normalise(self, values: NDArray[Any]) -> Floats:
         """Map `low` to -1 and `high` to 1, and clip to [-1, 1].
 
-        Training and evaluation of OpenVLA-OFT differ in two corners: evaluation clips the untouched
-        numbers too, training makes a number that never varied 0 (`normalise_target`).
+        Training of OpenVLA-OFT also makes a number that never varied 0 (`normalise_target`); its
+        evaluation would clip untouched numbers too, of which proprioception has none.
         """
         x = np.asarray(values, dtype=np.float64)
         scaled = 2.0 * (x - self.low) / (self.high - self.low + 1e-8) - 1.0
-        out = np.where(self.mask, np.clip(scaled, -1.0, 1.0), x)
-        return np.clip(out, -1.0, 1.0) if clip_unmasked else out
+        return np.where(self.mask, np.clip(scaled, -1.0, 1.0), x)
 
     def normalise_target(self, values: NDArray[Any]) -> Floats:
         """`normalise` as in training: a number that never varied becomes 0."""

@@ -138,7 +138,7 @@ def test_bfloat16_is_within_its_own_noise(io):
 
 def test_actions_get_their_unit_back(io):
     bounds = statistics()
-    normalised = bounds.proprio.normalise(io["state"], clip_unmasked=True)
+    normalised = bounds.proprio.normalise(io["state"])
     assert np.abs(normalised - io["proprio_normalized"]).max() <= 1e-12
     actions = bounds.action.unnormalise(io["normalized_actions"])
     assert np.abs(actions - io["actions"]).max() <= 5e-5
@@ -170,7 +170,7 @@ def attend(model, change):
             n = sequence.shape[1]
             return language(
                 inputs_embeds=sequence,
-                attention_mask=None if mask is None else mask.expand(b, 1, n, n),
+                attention_mask=mask if mask is None or mask.ndim == 2 else mask.expand(b, 1, n, n),
                 position_ids=positions[:, :n],
                 use_cache=False,
             ).last_hidden_state
@@ -192,6 +192,15 @@ def causal_actions(model):
         return run(x, allowed)
 
     attend(model, change)
+
+
+def only_the_layers_are_told(model):
+    """The configuration says causal, so the mask is made causal, whatever the layers say."""
+    model.language.config.is_causal = True
+    for layer in model.language.layers:
+        layer.self_attn.is_causal = False
+    # With two dimensions transformers makes the mask.
+    attend(model, lambda x, mask, _n, run: run(x, mask[:, 0, 0]))
 
 
 def padding_seen(model):
@@ -344,7 +353,9 @@ def test_wrong_inputs_make_the_errors_they_are_known_for(model, io):
     )
 
 
-@pytest.mark.parametrize(("mistake", "known"), [(causal, 3.3), (padding_seen, 2.1)])
+@pytest.mark.parametrize(
+    ("mistake", "known"), [(causal, 3.3), (only_the_layers_are_told, 3.3), (padding_seen, 2.1)]
+)
 def test_a_mistake_with_padding_makes_the_error_it_is_known_for(model, io, mistake, known):
     mistake(model)
     found = run(model, padded(io))["hidden_slice"].numpy()
