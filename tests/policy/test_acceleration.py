@@ -110,6 +110,23 @@ def test_more_shapes_than_torch_expects_are_all_compiled(batch):
     assert graphs() == 12
 
 
+@torch.no_grad()
+def test_a_compiled_model_that_is_given_no_features_runs_its_prior_with_the_keys(batch):
+    base = small_config()
+    prior = dataclasses.replace(base.prior, name="noise", noise="keyed")
+    config = dataclasses.replace(base, prior=prior)
+
+    def answer(policy, keys):
+        inputs = policy.processor(batch[:1])
+        return policy.model(
+            inputs.pixels, inputs.proprio, inputs.input_ids, inputs.attention_mask, keys=keys
+        ).actions
+
+    plain, policy = tiny_policy(config=config), compiled(config)
+    torch.testing.assert_close(answer(policy, [1]), answer(plain, [1]), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(answer(policy, [2]), answer(plain, [1]), atol=1e-5)
+
+
 def test_answers_are_copies_since_a_graph_writes_to_the_same_place_again():
     place = torch.zeros(2, 3)
     kept = _own((place, None, (place,)), 1)

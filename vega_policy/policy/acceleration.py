@@ -74,7 +74,9 @@ def compile_policy(
         # Its chain runs the language model many times and has a scheduler on the CPU in between.
         model.language.forward = compiled(model.language.forward)
     else:
-        model.core = _CompiledCore(model.core, compiled(model.core), sizes)
+        model.core = _CompiledCore(
+            model.core, compiled(model.core), sizes, prior_features=model.prior_features
+        )
     frames = tuple(s * len(policy.config.cameras) for s in sizes)
     for name in _PRIOR_PARTS:
         part = getattr(model.prior, name, None)
@@ -114,10 +116,13 @@ class _CompiledCore:
         plain: Callable[..., ModelOutput],
         compiled: Callable[..., ModelOutput],
         sizes: tuple[int, ...],
+        *,
+        prior_features: Callable[..., Tensor | None],
     ) -> None:
         self._plain = plain
         self._compiled = compiled
         self._sizes = sizes
+        self._prior_features = prior_features
 
     def __call__(
         self,
@@ -144,6 +149,9 @@ class _CompiledCore:
                 draws=draws,
                 shut_out_prior=shut_out_prior,
             )
+        if prior_features is None and not shut_out_prior:
+            # Outside of the graph: its noise is drawn from the keys, on the CPU.
+            prior_features = self._prior_features(pixels, keys=keys)
         # With a mask even where nothing is padding: without one it would be another graph.
         mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask
         n = len(input_ids)
