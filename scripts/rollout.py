@@ -240,7 +240,9 @@ def policy_recipe(
     checkpoint, camera_px = config["checkpoint"], config["rollout"]["camera_px"]
     arms = tuple(config["rollout"]["arms"])
     # Runs of older versions, which a replay reads, lack these.
-    cadence, store = (config["rollout"].get(name) for name in ("prior_cadence", "feature_store"))
+    cadence, store, wanted = (
+        config["rollout"].get(name) for name in ("prior_cadence", "feature_store", "unnorm_key")
+    )
     if checkpoint == FAKE_CHECKPOINT:
         if cadence is not None or store is not None:
             raise ContractError(
@@ -252,10 +254,10 @@ def policy_recipe(
         defines = {"checkpoint_sha256": checkpoint, "camera_px": camera_px or 128}
         return partial(fake_arms, arms), defines
     from vega_policy.policy import choose_device
-    from vega_policy.policy.pretrained import STATISTICS, load_config, resolve, statistics_key
+    from vega_policy.policy.pretrained import load_config, resolve, statistics_key, statistics_of
     from vega_policy.policy.prior_reader import require_cadence
     from vega_policy.policy.recipe import Recipe
-    from vega_policy.policy.statistics import choose_key, load_statistics
+    from vega_policy.policy.statistics import choose_key
 
     folder = resolve(checkpoint)
     if store is not None and Path(store).resolve().is_relative_to(folder.resolve()):
@@ -277,7 +279,7 @@ def policy_recipe(
         folder=folder,
         device=device,
         unnorm_key=choose_key(
-            load_statistics(folder / STATISTICS), statistics_key(folder, suite=suite.name)
+            statistics_of(folder), wanted or statistics_key(folder, suite=suite.name)
         ),
         expected=suite.action_spec,
         arms=arms,

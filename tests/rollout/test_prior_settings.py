@@ -15,8 +15,9 @@ from vega_policy.rollout.engine import LocalEngine
 from vega_policy.rollout.messages import WorkerSettings
 from vega_policy.rollout.plan import Job
 from vega_policy.rollout.schedule import EngineSettings
-from vega_policy.spec import ContractError, EpisodeKey
+from vega_policy.spec import CheckpointError, ContractError, EpisodeKey
 from vega_policy.testing.fake_env import FakeEnv
+from vega_policy.testing.published import published_checkpoint
 from vega_policy.testing.tiny_policy import tiny_config, tiny_policy
 from vega_policy.vision.prior.store import FeatureStore, PriorIdentity
 
@@ -175,3 +176,13 @@ def test_the_script_opens_the_store_it_is_told(recipe, tmp_path):
     tiny_policy(tmp_path / "policy")
     make, _ = recipe(f"checkpoint={tmp_path / 'policy'}", f"rollout.feature_store={tmp_path / 's'}")
     assert make()["full"].prior_reader.store.root == tmp_path / "s"
+
+
+def test_statistics_are_the_suites_or_those_that_are_named(recipe, tmp_path):
+    names = ("libero_object_no_noops", "libero_10_no_noops")
+    published_checkpoint(tmp_path / "joint", datasets=names)
+    joint = f"checkpoint={tmp_path / 'joint'}"
+    assert recipe(joint)[1]["unnorm_key"] == names[0]
+    assert recipe(joint, "rollout.unnorm_key=libero_10")[1]["unnorm_key"] == names[1]
+    with pytest.raises(CheckpointError, match="unknown unnorm_key 'libero_90'"):
+        recipe(joint, "rollout.unnorm_key=libero_90")
