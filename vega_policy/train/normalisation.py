@@ -35,8 +35,8 @@ def normalised(
 ) -> NormalisedRows:
     """Normalise each row with the statistics of its suite.
 
-    A number that never varied becomes 0, of actions and proprioception alike, as in OpenVLA-OFT's
-    training; its evaluation, and `VegaPolicy.act`, have no such rule.
+    A number of an action that never varied becomes 0, as in OpenVLA-OFT. Its training does so with
+    the proprioception too, its evaluation does not; here a policy is trained on what it will see.
     """
     targets = np.empty(dataset.targets.shape, dtype=np.float32)
     proprio = np.empty(dataset.proprio.shape, dtype=np.float32)
@@ -44,5 +44,5 @@ def normalised(
         rows = dataset.rows_of_suite(suite)
         own = statistics[choose_key(statistics, suite)]
         targets[rows] = own.action.normalise_target(dataset.targets[rows])
-        proprio[rows] = own.proprio.normalise_target(dataset.proprio[rows])
+        proprio[rows] = own.proprio.normalise(dataset.proprio[rows])
     return NormalisedRows(targets=targets, proprio=proprio)
