@@ -85,6 +85,8 @@ class WanPrior(FrozenPrior):
         self.transformer = transformer
         self.prompt = prompt.detach().float().cpu().clone()
         self._constants: tuple[Tensor, Tensor] | None = None
+        self._latent_scale: tuple[Tensor, Tensor] | None = None
+        self._constant_noise: Tensor | None = None
         self.freeze()
 
     @classmethod
@@ -161,9 +163,16 @@ class WanPrior(FrozenPrior):
         return self.framed(frames, multiple=self.vae.config.scale_factor_spatial * patch)
 
     def noise(self, keys: Sequence[int], *, views: int, grid: Sequence[int]) -> Tensor:
-        """Return unit noise (b * views, z, *grid); see `unit_noise`."""
-        shape = (self.vae.config.z_dim, *grid)
-        return unit_noise(self.config, keys, views=views, shape=shape)
+        """Return unit noise (b * views, z, *grid) beside the weights; see `unit_noise`."""
+        shape, device = (self.vae.config.z_dim, *grid), self.vae.device
+        if self.config.noise == "keyed":
+            return unit_noise(self.config, keys, views=views, shape=shape).to(device)
+        one = self._constant_noise
+        if one is None or one.shape[1:] != shape or one.device != device:
+            # Travels to a GPU once, not at every answer.
+            one = unit_noise(self.config, [0], views=1, shape=shape).to(device)
+            self._constant_noise = one
+        return one.expand(len(keys) * views, *shape)
 
     def read_block(self, noisy: Tensor, latents: Tensor) -> tuple[Tensor, tuple[int, int]]:  # noqa: ARG002
         """Return the block's tokens (f, t * n, c) and (rows, columns).
@@ -203,9 +212,13 @@ class WanPrior(FrozenPrior):
         """Return (mode - mean) / std of latents (f, z, ...)."""
         mode = mode.float()
         shape = (-1, *(1,) * (mode.ndim - 2))
-        # Made at every call: as buffers the constants would be rounded when the model is cast.
-        mean = torch.tensor(self.vae.config.latents_mean, device=mode.device).view(shape)
-        std = torch.tensor(self.vae.config.latents_std, device=mode.device).view(shape)
+        if self._latent_scale is None or self._latent_scale[0].device != mode.device:
+            # No buffers: they would be rounded when the model is cast.
+            self._latent_scale = (
+                torch.tensor(self.vae.config.latents_mean, device=mode.device),
+                torch.tensor(self.vae.config.latents_std, device=mode.device),
+            )
+        mean, std = (scale.view(shape) for scale in self._latent_scale)
         return (mode - mean) / std
 
     def _constant_inputs(self) -> tuple[Tensor, Tensor]:
@@ -230,7 +243,7 @@ class WanPrior(FrozenPrior):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
         """Move or cast; what the library keeps in float32 is moved only."""
-        self._constants = None
+        self._constants = self._latent_scale = self._constant_noise = None
         model = self.transformer
         kept = {
             name: parameter.data
