@@ -105,7 +105,7 @@ def test_settings_that_differ_from_the_folder_are_all_listed(tmp_path):
     ("override", "advice"),
     [
         ("collect.checkpoint=nano-libero-objekt", "nano-libero-object"),
-        ("suite=libero_goal", "choose a task of libero_object"),
+        ("suite=libero_90", "no skill for turnoff"),
         ("suite=libero_objekt", "libero_object"),
         ("collect.tasks=all", "a number or a list"),
         ("collect.max_learner_chunks=-1", "at least 0"),
