@@ -18,13 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vega_policy.deploy.codec import WireError
 from vega_policy.spec import AGENTVIEW, WRIST, ActionChunk, Observation
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PROTOCOL = 1
 """Of the entries under ``vega``; another number is refused."""
