@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from vega_policy.spec import ActionSpec, ContractError
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Lower and upper corner in metres, in the robot's base frame."""
+"""Lower and upper corner in metres."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,14 @@ class SafetyLimits:
     """Largest speed of the end effector; a bound of the robot, beside the step the user allows."""
     max_speed_rad_s: float | None = None
     workspace_m: Box | None = None
-    """Where the end effector may be; a command that leads out of it is cut at the wall."""
+    """Where the end effector may be, in the frame of the observation's position; a command that
+    leads out of it is cut at the wall."""
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that is no number above zero: a NaN would limit nothing."""
+        for name, value in asdict(self).items():
+            if name != "workspace_m" and value is not None:
+                _require_above_zero(value, where=f"robot.limits.{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +71,20 @@ class RobotProfile:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        for name in ("translation_m", "rotation_rad", "observation_age_s", "hold_after_s"):
-            if not getattr(self, name) > 0:
-                raise ContractError(
-                    f"robot.{name} is {getattr(self, name)}; use a number above zero"
-                )
+        for name in (
+            "translation_m",
+            "rotation_rad",
+            "observation_age_s",
+            "camera_skew_s",
+            "hold_after_s",
+            "stop_after_s",
+        ):
+            _require_above_zero(getattr(self, name), where=f"robot.{name}")
+        if not self.action.low <= self.start_gripper <= self.action.high:
+            raise ContractError(
+                f"robot.start_gripper is {self.start_gripper}; use a gripper command from "
+                f"{self.action.low:g} to {self.action.high:g} ({self.action.gripper})"
+            )
         if self.stop_after_s <= self.hold_after_s:
             raise ContractError(
                 f"robot.stop_after_s is {self.stop_after_s}, not above robot.hold_after_s "
@@ -101,11 +117,14 @@ class RobotProfile:
         return cls(**fields, action=action, limits=SafetyLimits(**limits))
 
 
+def _require_above_zero(value: Any, *, where: str) -> None:  # noqa: ANN401 - the user wrote it
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ContractError(f"{where} is {value!r}; use a number above zero")
+
+
 def _require_fields(
     values: Mapping[str, Any], kind: type, *, where: str, given: set[str] | None = None
 ) -> None:
-    from dataclasses import MISSING, fields
-
     known = {f.name for f in fields(kind)}
     unknown = sorted(set(values) - known)
     missing = sorted(
