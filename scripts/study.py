@@ -1,0 +1,140 @@
+"""Run a declared study: train every arm with every seed, play the same episodes, compare in pairs.
+
+python scripts/study.py stage=plan             # what would be run, and what it could find
+python scripts/study.py                        # continues where it stopped, run by run
+python scripts/study.py stage=report           # of what there is so far
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra_cli import run
+
+from vega_policy.rollout.study.cells import rollouts, trainings
+from vega_policy.rollout.study.declaration import Study
+from vega_policy.rollout.study.findings import read_findings
+from vega_policy.rollout.study.page import page
+from vega_policy.rollout.study.text import group_table, plan_text
+from vega_policy.spec import ContractError, EnvFault
+from vega_policy.spec.files import write_atomic
+from vega_policy.spec.names import require_name
+
+if TYPE_CHECKING:
+    from vega_policy.rollout.study.cells import Cell
+
+STAGES = ("all", "plan", "report")
+DECLARED = "study.json"
+log = logging.getLogger("study")
+
+
+def main(config: dict[str, Any]) -> dict[str, Any]:
+    """Plan, run or report, as the configuration says."""
+    stage = require_name(config["stage"], STAGES, what="stage")
+    study = Study.from_dict(config["study"])
+    root = Path(config["out_dir"]) / study.name
+    cells = chosen(study, root, only=config["only"])
+    print(plan_text(study, n_episodes=config["episodes"]), flush=True)
+    todo = [cell for cell in cells if cell.result(root) is None]
+    log.info("%d runs, %d of them are done", len(cells), len(cells) - len(todo))
+    if stage == "plan":
+        return {"study": study.name, "runs": len(cells), "done": len(cells) - len(todo)}
+    if stage == "all":
+        require_same(study, root)
+        for number, cell in enumerate(todo, start=1):
+            log.info("run %d of %d: %s", number, len(todo), cell.name)
+            cell.keep(root, play(cell))
+    findings = read_findings(study, root)
+    for group in findings.groups:
+        print(f"\n{group.name}\n{group_table(study, group)}")
+    write_atomic(root / "findings.json", json.dumps(findings.to_json(), indent=2) + "\n")
+    write_atomic(root / "study.html", page(study, findings))
+    whole = findings.groups[0]
+    return {
+        "study": study.name,
+        "rates": {rate.name: rate.rate for rate in whole.rates},
+        "contrasts": {
+            c.name: {
+                "difference": c.difference,
+                "interval": list(c.interval),
+                "p_adjusted": c.p_adjusted,
+                "verdict": c.verdict,
+            }
+            for c in whole.contrasts
+        },
+        "missing": len(findings.missing),
+        "report": str(root / "study.html"),
+    }
+
+
+def chosen(study: Study, root: Path, *, only: list[str] | None) -> list[Cell]:
+    """Return the runs to make, trainings of a seed before what they are played with."""
+    names = [arm.name for arm in study.arms]
+    wanted = names if only is None else [require_name(n, names, what="arm") for n in only]
+    lenders = {study.arm(name).weights for name in wanted}
+    found: list[Cell] = []
+    for seed in study.seeds:
+        found += [
+            cell
+            for cell in trainings(study, root)
+            if cell.seed == seed and (cell.arm in wanted or cell.arm in lenders)
+        ]
+        found += [c for c in rollouts(study, root) if c.seed == seed and c.arm in wanted]
+    return found
+
+
+def require_same(study: Study, root: Path) -> None:
+    """Keep the declaration beside the results, and refuse another reference or question later.
+
+    Arms, seeds and evaluations may be added: every run says itself with which settings it was made.
+
+    Raises:
+        ContractError: What decides the reading of the results has changed.
+    """
+    path = root / DECLARED
+    declared = study.to_json()
+    if path.is_file():
+        before = json.loads(path.read_text())
+        changed = [
+            name
+            for name in ("question", "reference", "alpha", "power", "assumed")
+            if before.get(name) != json.loads(json.dumps(declared[name]))
+        ]
+        if changed:
+            raise ContractError(
+                f"{root} was declared with another {', '.join(changed)}; give this study another name"
+            )
+    write_atomic(path, json.dumps(declared, indent=2) + "\n")
+
+
+def play(cell: Cell) -> dict[str, Any]:
+    """Run a script and return what it printed last; its log goes on to standard error.
+
+    Raises:
+        EnvFault: It failed; the same command continues the study.
+    """
+    script = Path(__file__).with_name(cell.script)
+    ended = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, str(script), *cell.settings], stdout=subprocess.PIPE, check=False
+    )
+    lines = ended.stdout.decode(errors="replace").strip().splitlines()
+    if ended.returncode != 0 or not lines:
+        raise EnvFault(
+            f"{cell.name} ended with {ended.returncode}; its last words are above, and the same command "
+            "continues the study"
+        )
+    result = json.loads(lines[-1])
+    if cell.kind == "train" and result.get("ending") == "stopped":
+        raise EnvFault(
+            f"{cell.name} was stopped before its last update; the same command continues"
+        )
+    return result
+
+
+if __name__ == "__main__":
+    run("study", main)

@@ -1,0 +1,222 @@
+"""A study finds what is there, at the rate it promises, and nothing that is not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vega_policy.rollout.ledger import Ledger, RunHeader
+from vega_policy.rollout.study import Study, contrast, detectable
+from vega_policy.rollout.study.cells import rollouts, trainings
+from vega_policy.rollout.study.findings import ALL, read_findings
+from vega_policy.rollout.study.page import page
+from vega_policy.rollout.study.text import group_table, plan_text
+from vega_policy.spec import ContractError, EpisodeKey, EpisodeResult
+
+ROOT = Path(__file__).parents[3]
+
+
+def declared(**changes):
+    return Study.from_dict(
+        {
+            "name": "s",
+            "question": "Does it help?",
+            "reference": "plain",
+            "seeds": [0, 1, 2],
+            "train": ["steps=10", "fusion=token_gate"],
+            "rollout": ["rollout.video=none"],
+            "arms": {
+                "plain": {"train": ["fusion=none"]},
+                "gate": {},
+                "clamped": {"weights": "gate", "rollout": ["rollout.arms=[gate_clamped]"]},
+            },
+            "evaluations": {"object": {"suite": "libero_object"}},
+            **changes,
+        }
+    )
+
+
+def noisy(rng, *, shift=0.0, seeds=3, episodes=200, seed_sd=0.0):
+    """Differences of two arms whose success depends on the episode, the seed and chance."""
+    base = rng.normal(0.8, 1, episodes)
+
+    def won(by):
+        drift = rng.normal(0, seed_sd, (seeds, 1))
+        return base + by + drift + rng.normal(0, 1, (seeds, episodes)) > 0
+
+    return won(shift).astype(float) - won(0.0)
+
+
+@pytest.mark.parametrize("seed_sd", [0.0, 0.1, 0.4])
+def test_equal_arms_are_called_different_no_more_often_than_promised(seed_sd):
+    rng = np.random.default_rng(0)
+    n = 400
+    found = sum(
+        contrast({"a": noisy(rng, seed_sd=seed_sd)})[0].verdict != "not separated" for _ in range(n)
+    )
+    assert found <= stats.binom.ppf(0.999, n, 0.05)
+
+
+def test_an_interval_over_episodes_alone_would_break_that_promise():
+    rng = np.random.default_rng(0)
+    n, found = 400, 0
+    for _ in range(n):
+        by_episode = noisy(rng, seed_sd=0.4).mean(axis=0)
+        found += stats.ttest_1samp(by_episode, 0).pvalue < 0.05
+    assert found > 0.2 * n
+
+
+def test_the_expected_sensitivity_is_found_as_often_as_asked():
+    least = detectable(n_seeds=4, n_episodes=200, discordant=0.2, seed_sd=0.02)
+    rng = np.random.default_rng(1)
+    n, found = 400, 0
+    for _ in range(n):
+        effect = least + rng.normal(0, 0.02, (4, 1))
+        draw = rng.random((4, 200))
+        alone, other = (0.2 + effect) / 2, (0.2 - effect) / 2
+        d = (draw < alone).astype(float) - ((draw >= alone) & (draw < alone + other))
+        found += contrast({"a": d})[0].verdict == "better"
+    assert 0.7 < found / n < 0.95
+
+
+def test_one_seed_is_never_separated():
+    [found] = contrast({"a": np.ones((1, 50))})
+    assert found.verdict == "not separated"
+    assert found.interval == (-1.0, 1.0)
+    assert found.detectable is None
+
+
+def test_more_tests_ask_more_of_each():
+    d = noisy(np.random.default_rng(3), shift=0.8)
+    [alone] = contrast({"a": d})
+    first = contrast({"a": d, **{f"b{i}": noisy(np.random.default_rng(i)) for i in range(6)}})[0]
+    assert first.p_adjusted > alone.p_adjusted
+    assert first.difference == alone.difference
+
+
+def test_arms_share_everything_they_do_not_name():
+    study = declared()
+    [plain, gate] = [c for c in trainings(study, Path("r")) if c.seed == 1]
+    assert "fusion=none" in plain.settings
+    assert "fusion=token_gate" not in plain.settings
+    assert "fusion=token_gate" in gate.settings
+    assert set(plain.settings) ^ set(gate.settings) == {
+        "fusion=none",
+        "fusion=token_gate",
+        "name=plain-seed1",
+        "name=gate-seed1",
+    }
+    clamped = next(c for c in rollouts(study, Path("r")) if c.arm == "clamped" and c.seed == 1)
+    assert "checkpoint=r/train/gate-seed1/policy" in clamped.settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"reference": "plian"}, "plain"),
+        ({"seeds": [0, 0]}, "each training seed once"),
+        ({"arms": {"plain": {}, "x": {"weights": "y"}}}, "no trained arm"),
+        ({"arms": {"plain": {}, "x": {"tarin": []}}}, "did you mean 'train'"),
+        ({"evaluations": {}}, "at least one"),
+        ({"main": ["plain"]}, "leave it out"),
+        ({"arms": {"plain": {}, "a/b": {}}}, "folder"),
+    ],
+)
+def test_a_declaration_that_cannot_be_meant_is_refused(changes, advice):
+    with pytest.raises(ContractError, match=advice):
+        declared(**changes)
+
+
+def played(study, root, rate):
+    """Write ledgers as if every policy had played: `rate(arm, seed)` of 40 episodes won."""
+    for cell in rollouts(study, root):
+        header = RunHeader(
+            defines={"suite": "libero_object"},
+            versions={},
+            plans=[],
+            configuration={},
+            host={},
+            created="",
+            commit="",
+        )
+        rng = np.random.default_rng(cell.seed)
+        draw = rng.random(40)
+        with Ledger.open(cell.run_dir, header) as ledger:
+            for i, x in enumerate(draw):
+                won = x < rate(cell.arm, cell.seed)
+                ledger.append(
+                    EpisodeResult(
+                        key=EpisodeKey("libero_object", i % 10, i),
+                        outcome="success" if won else "failure",
+                        n_steps=9,
+                        n_chunks=2,
+                        state_sha256="",
+                        wall_s=0.1,
+                        arm="gate_clamped" if cell.arm == "clamped" else "full",
+                    )
+                )
+        cell.keep(root, {"episodes": 40})
+
+
+def weights(root, arm, seed, n):
+    from safetensors.numpy import save_file
+
+    folder = root / "train" / f"{arm}-seed{seed}" / "policy"
+    folder.mkdir(parents=True)
+    save_file({"w": np.zeros((n, 2), np.float32)}, folder / "model.safetensors")
+
+
+def test_ledgers_become_findings_and_a_page(tmp_path):
+    study = declared(main=["gate"])
+    played(study, tmp_path, lambda arm, _: {"plain": 0.5, "gate": 0.9}.get(arm, 0.1))
+    for arm in ("plain", "gate"):
+        weights(tmp_path, arm, 0, 50)
+    findings = read_findings(study, tmp_path)
+    [whole] = findings.groups
+    assert whole.name == ALL
+    gate, clamped = whole.contrasts
+    assert (gate.verdict, clamped.verdict) == ("better", "worse")
+    assert gate.p_adjusted == gate.p_value  # a family of one
+    assert gate.n_episodes == 40
+    assert findings.n_trained == {"plain": 100, "gate": 100, "clamped": 100}
+    text = page(study, findings)
+    assert "is better than plain" in text
+    assert "http" not in text
+    assert "better" in group_table(study, whole)
+    assert "the one contrast of the question" in plan_text(study, n_episodes=40)
+
+
+def test_arms_of_unequal_size_are_refused_unless_exempt(tmp_path):
+    played(declared(), tmp_path, lambda *_: 0.5)
+    weights(tmp_path, "plain", 0, 40)
+    weights(tmp_path, "gate", 0, 50)
+    with pytest.raises(
+        ContractError, match="unequal numbers of weights: clamped 100, gate 100, plain 80"
+    ):
+        read_findings(declared(), tmp_path)
+    findings = read_findings(declared(exempt=["plain"]), tmp_path)
+    assert "exempt" in findings.notes[0]
+
+
+def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
+    study = declared()
+    played(study, tmp_path, lambda *_: 0.5)
+    changed = declared(rollout=["rollout.video=all"])
+    with pytest.raises(ContractError, match=r"rollout\.video=all"):
+        rollouts(changed, tmp_path)[0].result(tmp_path)
+
+
+def test_the_shipped_study_is_sound_and_says_what_it_can_find():
+    ended = subprocess.run(
+        [sys.executable, "scripts/study.py", "stage=plan"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "found in 80 % of cases" in ended.stdout
+    assert json.loads(ended.stdout.splitlines()[-1])["done"] == 0

@@ -1,0 +1,193 @@
+"""What a study consists of, declared before anything runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from vega_policy.spec import ContractError
+from vega_policy.spec.names import nearest, require_name
+
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One side of the comparisons."""
+
+    name: str
+    title: str = ""
+    """In words, for the report."""
+    train: tuple[str, ...] = ()
+    """Settings of ``scripts/train.py`` in which this arm differs from the others."""
+    weights: str = ""
+    """Another arm whose trained weights it plays with; it is not trained itself then."""
+    rollout: tuple[str, ...] = ()
+    """Settings of ``scripts/rollout.py`` in which it differs."""
+    sweep: str = ""
+    """Name of a curve it is a point of, such as ``noise level``; empty: of none."""
+    at: float | None = None
+    """Where on that curve."""
+
+    @property
+    def words(self) -> str:
+        """What it is called in the report."""
+        return self.title or self.name.replace("_", " ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A set of episodes that every trained policy plays."""
+
+    name: str
+    suite: str
+    rollout: tuple[str, ...] = ()
+    """Settings of ``scripts/rollout.py``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Arms x training seeds x evaluations; everything else is the same for all."""
+
+    name: str
+    question: str
+    """What it is to answer, in a sentence."""
+    reference: str
+    """Every other arm is compared with this one."""
+    arms: tuple[Arm, ...]
+    evaluations: tuple[Evaluation, ...]
+    seeds: tuple[int, ...]
+    train: tuple[str, ...] = ()
+    """Settings of ``scripts/train.py`` that all arms share."""
+    rollout: tuple[str, ...] = ()
+    """Settings of ``scripts/rollout.py`` that all evaluations share."""
+    same_size: bool = True
+    """Whether all arms must train the same number of weights, within a percent."""
+    exempt: tuple[str, ...] = ()
+    """Arms that may train another number; the report says so."""
+    main: tuple[str, ...] = ()
+    """Arms of the question itself; empty: all. Their p values are adjusted for one another alone, the
+    others form a family of their own and explore: each test more costs all the others."""
+    assumed: Mapping[str, float] = field(
+        default_factory=lambda: {"discordant": 0.2, "seed_sd": 0.02}
+    )
+    """What the detectable difference is computed from before the runs; see
+    `vega_policy.rollout.study.contrast.detectable`."""
+    alpha: float = 0.05
+    power: float = 0.8
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Study:
+        """Read a study from YAML.
+
+        Raises:
+            ContractError: It does not make sense; every problem is listed.
+        """
+        _require_known(values, cls, where="study")
+        given = dict(values)
+        study = cls(
+            **{
+                **given,
+                "arms": tuple(_made(Arm, n, v) for n, v in dict(given.get("arms") or {}).items()),
+                "evaluations": tuple(
+                    _made(Evaluation, n, v) for n, v in dict(given.get("evaluations") or {}).items()
+                ),
+                "seeds": tuple(given.get("seeds") or ()),
+                **{k: tuple(given.get(k) or ()) for k in ("train", "rollout", "exempt", "main")},
+                "assumed": dict(given.get("assumed") or {"discordant": 0.2, "seed_sd": 0.02}),
+            }
+        )
+        problems = study.problems()
+        if problems:
+            raise ContractError(
+                problems[0]
+                if len(problems) == 1
+                else f"{len(problems)} things of the study do not fit:\n  " + "\n  ".join(problems)
+            )
+        return study
+
+    def arm(self, name: str) -> Arm:
+        """Return an arm by name.
+
+        Raises:
+            ContractError: There is none of this name.
+        """
+        require_name(name, [arm.name for arm in self.arms], what="arm")
+        return next(arm for arm in self.arms if arm.name == name)
+
+    @property
+    def contrasts(self) -> tuple[Arm, ...]:
+        """The arms that are compared with the reference."""
+        return tuple(arm for arm in self.arms if arm.name != self.reference)
+
+    @property
+    def families(self) -> tuple[tuple[Arm, ...], ...]:
+        """The arms whose tests are adjusted for one another; those of the question first."""
+        chosen = tuple(a for a in self.contrasts if not self.main or a.name in self.main)
+        return tuple(f for f in (chosen, tuple(a for a in self.contrasts if a not in chosen)) if f)
+
+    def problems(self) -> list[str]:
+        """List what cannot be meant, one sentence each."""
+        names = [arm.name for arm in self.arms]
+        found = [
+            f"study.{kind}: {name!r} becomes part of a folder's name; use letters, digits and _"
+            for kind, all_names in (
+                ("name", [self.name]),
+                ("arms", names),
+                ("evaluations", [e.name for e in self.evaluations]),
+            )
+            for name in all_names
+            if not _NAME.fullmatch(name)
+        ]
+        if not self.evaluations:
+            found.append("study.evaluations is empty; name at least one set of episodes")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            found.append(f"study.seeds is {list(self.seeds)}; list each training seed once")
+        if self.reference not in names:
+            found.append(f"study.reference is {self.reference!r}; {nearest(self.reference, names)}")
+        for arm in self.arms:
+            lender = next((a for a in self.arms if a.name == arm.weights), None)
+            if arm.weights and (lender is None or lender.weights):
+                found.append(
+                    f"arm {arm.name} takes its weights from {arm.weights!r}, no trained arm"
+                )
+            if arm.weights and arm.train:
+                found.append(f"arm {arm.name} has weights of another and its own train settings")
+            if bool(arm.sweep) != (arm.at is not None):
+                found.append(f"arm {arm.name} has one of sweep and at; it needs both or none")
+        found += [
+            f"study.{what} names {name!r}; {nearest(name, names)}"
+            for what, listed in (("exempt", self.exempt), ("main", self.main))
+            for name in listed
+            if name not in names
+        ]
+        if self.reference in self.main:
+            found.append(f"study.main names the reference {self.reference}; leave it out")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return asdict(self)
+
+
+def _made(kind: type, name: str, values: Mapping[str, Any] | None) -> Any:  # noqa: ANN401
+    given = dict(values or {})
+    _require_known({**given, "name": name}, kind, where=f"study: {name}")
+    lists = {k: tuple(v or ()) for k, v in given.items() if isinstance(v, list | tuple)}
+    plain = {k: v for k, v in given.items() if k not in lists and v is not None}
+    return kind(name=str(name), **plain, **lists)
+
+
+def _require_known(values: Mapping[str, Any], kind: type, *, where: str) -> None:
+    known = [f.name for f in fields(kind)]
+    for name in values:
+        if name not in known:
+            raise ContractError(f"{where} has no {name!r}; {nearest(str(name), known)}")
+
+
+def overridden(base: Sequence[str], special: Sequence[str]) -> list[str]:
+    """Join two lists of ``key=value``; the second wins where both name a key."""
+    later = {setting.partition("=")[0] for setting in special}
+    return [s for s in base if s.partition("=")[0] not in later] + list(special)

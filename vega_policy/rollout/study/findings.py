@@ -1,0 +1,192 @@
+"""From the ledgers of a study to its findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vega_policy.rollout.ledger import read_rows
+from vega_policy.rollout.study.cells import checkpoint, n_trained, rollouts
+from vega_policy.rollout.study.contrast import Contrast, contrast
+from vega_policy.spec import ContractError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from vega_policy.rollout.study.declaration import Study
+    from vega_policy.spec import EpisodeKey
+
+ALL = "all"
+"""Name of the group of every episode of a study."""
+SAME_SIZE = 0.01
+"""Largest relative difference of trained weights between arms."""
+
+Outcomes = Mapping["EpisodeKey", bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmRate:
+    """How an arm did in a group of episodes."""
+
+    name: str
+    by_seed: tuple[float, ...]
+    """Success rate of each training seed that was played."""
+    n_episodes: int
+    """Of each seed."""
+
+    @property
+    def rate(self) -> float:
+        """Mean over seeds."""
+        return float(np.mean(self.by_seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupFindings:
+    """What the episodes of one group say."""
+
+    name: str
+    """An evaluation, an evaluation and its perturbation, or ``all``."""
+    rates: tuple[ArmRate, ...]
+    contrasts: tuple[Contrast, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a study came to, or has come to so far."""
+
+    groups: tuple[GroupFindings, ...]
+    """``all`` first."""
+    n_trained: Mapping[str, int]
+    """Trained weights by arm."""
+    missing: tuple[str, ...]
+    """Rollouts without a result."""
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return asdict(self)
+
+
+def read_findings(study: Study, root: Path) -> Findings:
+    """Read what has been played.
+
+    An arm enters a group with the seeds it shares with the reference, and an episode with all of these.
+
+    Raises:
+        ContractError: The reference has not been played at all, or arms of unequal size.
+    """
+    outcomes: dict[tuple[str, int], dict[tuple[str, EpisodeKey], bool]] = {}
+    missing: list[str] = []
+    for cell in rollouts(study, root):
+        if cell.result(root) is None:
+            missing.append(cell.name)
+            continue
+        rows = read_rows(cell.run_dir)
+        mine = outcomes.setdefault((cell.arm, cell.seed), {})
+        for row in rows:
+            mine[cell.evaluation, row.key] = row.outcome == "success"
+    reference = [seed for arm, seed in outcomes if arm == study.reference]
+    if not reference:
+        raise ContractError(
+            f"the reference arm {study.reference} has played nothing yet; run the study first"
+        )
+    sizes = {
+        arm.name: n_trained(checkpoint(root, arm, seed))
+        for arm in study.arms
+        for seed in study.seeds[:1]
+        if (arm.name, seed) in outcomes
+    }
+    return Findings(
+        groups=tuple(
+            _group(study, outcomes, name, belongs) for name, belongs in _groups(study, outcomes)
+        ),
+        n_trained=sizes,
+        missing=tuple(missing),
+        notes=tuple(_notes(study, sizes)),
+    )
+
+
+def _groups(
+    study: Study, outcomes: Mapping[tuple[str, int], Mapping[tuple[str, EpisodeKey], bool]]
+) -> Iterable[tuple[str, set[tuple[str, str]]]]:
+    """Yield names and the (evaluation, perturbation) pairs that belong to each."""
+    seen = {(e, key.perturbation) for rows in outcomes.values() for e, key in rows}
+    yield ALL, seen
+    for evaluation in study.evaluations:
+        here = sorted(p for e, p in seen if e == evaluation.name)
+        if len(seen) > 1 and here:
+            yield evaluation.name, {(evaluation.name, p) for p in here}
+        if len(here) > 1:
+            for perturbation in here:
+                yield f"{evaluation.name}, {perturbation}", {(evaluation.name, perturbation)}
+
+
+def _group(
+    study: Study,
+    outcomes: Mapping[tuple[str, int], Mapping[tuple[str, EpisodeKey], bool]],
+    name: str,
+    belongs: set[tuple[str, str]],
+) -> GroupFindings:
+    here = {
+        who: {k: won for k, won in rows.items() if (k[0], k[1].perturbation) in belongs}
+        for who, rows in outcomes.items()
+    }
+    here = {who: rows for who, rows in here.items() if rows}
+    found: list[Contrast] = []
+    for family in study.families:
+        differences: dict[str, NDArray[np.float64]] = {}
+        for arm in family:
+            d = _differences(here, arm.name, study)
+            if d is not None:
+                differences[arm.name] = d
+        found += contrast(differences, alpha=study.alpha, power=study.power)
+    rates = [
+        ArmRate(
+            name=arm.name,
+            by_seed=tuple(float(np.mean(list(rows.values()))) for rows in mine),
+            n_episodes=min(len(rows) for rows in mine),
+        )
+        for arm in study.arms
+        if (mine := [here[arm.name, s] for s in study.seeds if (arm.name, s) in here])
+    ]
+    return GroupFindings(name=name, rates=tuple(rates), contrasts=tuple(found))
+
+
+def _differences(
+    here: Mapping[tuple[str, int], Mapping[tuple[str, EpisodeKey], bool]], arm: str, study: Study
+) -> NDArray[np.float64] | None:
+    """Return (s, e) differences on what arm and reference both played; None without two episodes."""
+    seeds = [s for s in study.seeds if (arm, s) in here and (study.reference, s) in here]
+    played = [set(here[who, s]) for s in seeds for who in (arm, study.reference)]
+    common = sorted(set.intersection(*played)) if played else []
+    if len(common) < 2:
+        return None
+    return np.array(
+        [
+            [float(here[arm, s][k]) - float(here[study.reference, s][k]) for k in common]
+            for s in seeds
+        ]
+    )
+
+
+def _notes(study: Study, sizes: Mapping[str, int]) -> Iterable[str]:
+    compared = {name: n for name, n in sizes.items() if name not in study.exempt}
+    if study.same_size and compared:
+        low, high = min(compared.values()), max(compared.values())
+        if high - low > SAME_SIZE * high:
+            listed = ", ".join(f"{name} {n:,}" for name, n in sorted(compared.items()))
+            raise ContractError(
+                f"the arms train unequal numbers of weights: {listed}; widen the smaller ones, list them "
+                "under study.exempt, or set study.same_size=false"
+            )
+    for name in study.exempt:
+        if name in sizes:
+            yield f"{name} trains {sizes[name]:,} weights and is exempt from equal sizes"
+    if len(study.seeds) < 2:
+        yield "one training seed says nothing about another training: no difference is tested"

@@ -1,0 +1,86 @@
+"""A study's findings as text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vega_policy.rollout.study.contrast import detectable
+from vega_policy.rollout.table import aligned, p_text, percent, points
+
+if TYPE_CHECKING:
+    from vega_policy.rollout.study.contrast import Contrast
+    from vega_policy.rollout.study.declaration import Study
+    from vega_policy.rollout.study.findings import GroupFindings
+
+
+def plan_text(study: Study, *, n_episodes: int) -> str:
+    """Say what will be run and what it can find, before it is run."""
+    n_trained = sum(not arm.weights for arm in study.arms) * len(study.seeds)
+    least = expected_sensitivity(study, n_episodes=n_episodes)
+    can = (
+        "with one training seed no difference is tested"
+        if least is None
+        else f"found in {100 * study.power:.0f} % of cases: {points(least, signed=False)} points or more, "
+        f"{_tests(study)} at {study.alpha}, if {study.assumed['discordant']:.0%} "
+        f"of the pairs end differently and the true difference varies by "
+        f"{100 * study.assumed['seed_sd']:.1f} points between training seeds"
+    )
+    return (
+        f"{study.question}\n"
+        f"{len(study.arms)} arms, reference {study.reference}; {len(study.seeds)} training seeds; {n_trained} "
+        f"trainings; {n_episodes} episodes of each trained policy\n{can}"
+    )
+
+
+def expected_sensitivity(study: Study, *, n_episodes: int) -> float | None:
+    """Return the difference the study is expected to find, as a share."""
+    return detectable(
+        n_seeds=len(study.seeds),
+        n_episodes=n_episodes,
+        discordant=study.assumed["discordant"],
+        seed_sd=study.assumed["seed_sd"],
+        n_contrasts=len(study.families[0]) if study.families else 1,
+        alpha=study.alpha,
+        power=study.power,
+    )
+
+
+def _tests(study: Study) -> str:
+    n = len(study.families[0]) if study.families else 0
+    return (
+        "the one contrast of the question"
+        if n == 1
+        else f"the {n} contrasts of the question together"
+    )
+
+
+def group_table(study: Study, group: GroupFindings) -> str:
+    """Lay out a group: rates by arm, differences from the reference with their intervals."""
+    found = {c.name: c for c in group.contrasts}
+    head = ("arm", "success %", "by seed", "episodes", "difference", "interval", "p (Holm)", "")
+    lines: list[tuple[str, ...]] = []
+    for rate in group.rates:
+        contrast = found.get(rate.name)
+        lines.append(
+            (
+                study.arm(rate.name).words,
+                percent(rate.rate),
+                " ".join(percent(r) for r in rate.by_seed),
+                f"{len(rate.by_seed)} x {rate.n_episodes}",
+                *difference_cells(contrast, is_reference=rate.name == study.reference),
+            )
+        )
+    return aligned(head, lines, [], words=(0, 7))
+
+
+def difference_cells(contrast: Contrast | None, *, is_reference: bool) -> tuple[str, str, str, str]:
+    """Return difference, interval, p value and verdict as text."""
+    if contrast is None:
+        return ("", "", "", "reference" if is_reference else "no common episodes")
+    low, high = contrast.interval
+    return (
+        points(contrast.difference),
+        f"{points(low)} to {points(high)}" if contrast.n_seeds > 1 else "-",
+        p_text(contrast.p_adjusted) if contrast.n_seeds > 1 else "-",
+        contrast.verdict if contrast.n_seeds > 1 else "one seed: not tested",
+    )
