@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from vega_policy.rollout.study.findings import ArmRate, Findings, GroupFindings
 
 _STYLE = """
-.results td.arm { white-space: normal; min-width: 190px; line-height: 1.3; padding: 9px 12px; }
-.results td.plot-cell { width: 330px; }
+.results :is(th, td) { padding-left: 8px; padding-right: 8px; }
+.results td.arm { white-space: normal; min-width: 160px; line-height: 1.3; padding: 9px 8px 9px 14px; }
+.results :is(td, th).plot-cell { width: 190px; min-width: 150px; padding-left: 4px; padding-right: 4px; }
 .seed { fill: var(--accent); opacity: 0.55; }
 tr.reference td { background: var(--band); }
-.sweeps { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 18px; }
+.sweeps { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 540px)); gap: 18px; }
 """
-_WIDTH, _MARGIN = 330, 14
+_WIDTH, _MARGIN = 190, 10
 
 
 def page(study: Study, findings: Findings) -> str:
