@@ -23,6 +23,11 @@ def test_the_table_of_eight_actions_at_20_hz(latency_ms, delay, ask_every):
     assert (verdict.delay_ticks, verdict.ask_every) == (delay, ask_every)
 
 
+def test_a_latency_of_a_whole_number_of_periods_is_that_many_ticks():
+    assert 0.07 * 100 > 7
+    assert gap_free(0.07, 100, 16).delay_ticks == 7
+
+
 @pytest.mark.parametrize(
     ("rate_hz", "horizon", "longest_ms"),
     [(20, 8, 200), (15, 8, 266.6), (10, 8, 400), (20, 16, 400)],

@@ -248,7 +248,9 @@ def test_a_broken_display_ends_no_motion():
     assert cell.kinds(3) == "haa"
 
 
-def test_an_episode_begins_with_tick_0_the_gripper_of_the_start_and_no_old_answer(cell):
+def test_an_episode_begins_with_tick_0_the_gripper_of_the_start_and_no_old_answer():
+    cell = Cell(latency_ticks=3)
+    cell.pilot.arm()
     cell.ticks(5)
     cell.pilot.reset()
     command = cell.tick()

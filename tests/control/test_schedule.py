@@ -138,6 +138,7 @@ def test_an_action_nothing_was_blended_into_is_the_chunks_own_row():
     answer = named(0)
     schedule.accept(answer, asked=0, now=2)
     assert np.shares_memory(schedule.next(2), answer.actions)
+    assert schedule.next(1) is None  # its time has passed
 
 
 def test_the_ensemble_weighs_the_oldest_most():
@@ -190,6 +191,8 @@ SCHEDULES = [OpenLoop(spec=SPEC), Asynchronous(spec=SPEC, blend=0.5), Ensemble(s
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_an_episode_after_a_reset_is_the_first_one_again(schedule):
     first = drive(schedule, n_ticks=17, delay=2)
+    schedule.reset()
+    assert [schedule.next(t) for t in range(25)] == [None] * 25
     assert drive(schedule, n_ticks=17, delay=2) == first
 
 

@@ -82,7 +82,10 @@ def test_an_answer_after_its_time_out_is_not_that_of_the_next_question(link, act
     assert late.chunk is None
     assert late.detail == "no answer within 1 s"
     link.ask(seen_at(0.0), tick=1)
-    act.may_answer.release(2)
+    act.may_answer.release()
+    assert act.begun.acquire(timeout=PATIENCE_S)  # so the late answer is through
+    assert link.poll() is None
+    act.may_answer.release()
     reply = ended(link)
     assert (reply.tick, reply.chunk.actions[0, 0]) == (1, 1)
 
@@ -108,6 +111,18 @@ def test_a_question_that_timed_out_before_it_was_begun_is_never_asked(link, act,
     reply = ended(link)
     assert (reply.tick, reply.chunk.actions[0, 0]) == (2, 2)
     assert len(act.seen) == 2
+
+
+def test_a_question_of_the_last_episode_that_was_not_begun_is_never_asked(link, act, clock):
+    link.ask(seen_at(0.0), tick=0)
+    assert act.begun.acquire(timeout=PATIENCE_S)
+    clock.now_s += 1.0
+    assert link.poll().chunk is None
+    link.ask(seen_at(0.0), tick=1)
+    link.reset()
+    act.may_answer.release(1)
+    link.close()
+    assert len(act.seen) == 1
 
 
 def test_an_episode_has_a_name_and_counts_its_inferences(link, act):
