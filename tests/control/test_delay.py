@@ -46,12 +46,12 @@ def test_a_refusal_names_the_rate_that_would_fit():
     verdict = gap_free(0.233, 20, 8)
     assert verdict.status == "refuse"
     assert verdict.max_rate_hz == pytest.approx(17.17, abs=0.01)
-    assert "at most 17.2 Hz" in verdict.sentence
-    assert gap_free(0.233, 17.16, 8).status != "refuse"
+    assert "at most 17.1 Hz" in verdict.sentence
+    assert gap_free(0.233, 17.1, 8).status != "refuse"
 
 
 def test_questions_that_are_too_rare_are_refused_with_those_that_fit():
     assert gap_free(0.15, 20, 8, ask_every=5).status == "ok"
     verdict = gap_free(0.15, 20, 8, ask_every=6)
     assert verdict.status == "refuse"
-    assert "ask every 3 to 5" in verdict.sentence
+    assert "ask every 3 to 5 steps" in verdict.sentence

@@ -309,6 +309,33 @@ def test_the_report_is_json_and_says_what_happened(cell):
     assert [kind for kind, _ in cell.events] == ["armed", "running"]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "latency_ticks", "held", "mean_age", "max_age"),
+    [
+        ("open_loop", 1, 1 / 9, 4.5, 8),
+        ("open_loop", 2, 2 / 10, 5.5, 9),
+        ("open_loop", 4, 4 / 12, 7.5, 11),
+        ("open_loop", 5, 5 / 13, 8.5, 12),
+        ("asynchronous", 1, 0, 1.0, 1),
+        ("asynchronous", 2, 0, 2.5, 3),
+        ("asynchronous", 4, 0, 5.5, 7),
+        ("asynchronous", 5, 2 / 5, 6.0, 7),
+    ],
+)
+def test_holds_and_age_by_latency_are_those_of_the_docs(
+    schedule, latency_ticks, held, mean_age, max_age
+):
+    settings = ScheduleSettings(name=schedule)
+    cell = Cell(schedule=build_schedule(settings, SPEC), latency_ticks=latency_ticks)
+    cell.pilot.arm()
+    cell.ticks(latency_ticks)
+    period = 5 * (8 + latency_ticks if schedule == "open_loop" else latency_ticks)
+    commands = cell.ticks(period)
+    ages = [c.tick - c.chunk_tick for c in commands if c.kind == "action"]
+    assert 1 - len(ages) / period == pytest.approx(held)
+    assert (np.mean(ages), max(ages)) == (mean_age, max_age)
+
+
 ANSWERS = {
     "good": rows,
     "huge": lambda t: rows(t, value=1e6),

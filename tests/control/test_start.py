@@ -82,7 +82,7 @@ def test_open_loop_is_told_how_long_it_will_stand():
     profile = robot("libero")
     assert start_problems(profile, SPEC, [0.4] * 20, ScheduleSettings()) == []
     (warning,) = start_warnings(profile, [0.4] * 20, ScheduleSettings())
-    assert warning == "schedule open_loop holds 8 steps after every 8, 50% of the time"
+    assert warning == "schedule open_loop holds for 8 of every 16 steps, 50% of the time"
 
 
 def test_an_inference_longer_than_the_patience_of_the_robot_is_a_problem():

@@ -47,18 +47,17 @@ def gap_free(
     longest_s = (horizon // 2) / rate_hz
     fits = (delay, horizon - delay) if 2 * delay <= horizon else None
     max_rate_hz = (horizon // 2) / latency_s if latency_s > 0 else math.inf
-    took = f"{1000 * latency_s:.0f} ms are {delay} steps at {rate_hz:g} Hz"
+    took = f"{1000 * latency_s:.0f} ms are {_steps(delay)} at {rate_hz:g} Hz"
     if fits is None:
         status = "refuse"
         sentence = (
             f"{took}, and {horizon} actions bridge {horizon // 2}; use at most "
-            f"{max_rate_hz:.1f} Hz, a faster policy, or the open-loop schedule, which waits"
+            f"{math.floor(10 * max_rate_hz) / 10:g} Hz, a faster policy, or the open-loop schedule, which waits"
         )
     elif ask_every is not None and ask_every > fits[1]:
         status = "refuse"
         sentence = (
-            f"{took}, and a question every {ask_every} steps leaves gaps; ask every {fits[0]} to "
-            f"{fits[1]}"
+            f"{took}, and a question every {ask_every} steps leaves gaps; ask every {_steps(*fits)}"
         )
     elif latency_s > COMFORTABLE * longest_s:
         status = "warning"
@@ -68,7 +67,7 @@ def gap_free(
         )
     else:
         status = "ok"
-        sentence = f"{took}; a question every {fits[0]} to {fits[1]} steps leaves no gap"
+        sentence = f"{took}; a question every {_steps(*fits)} leaves no gap"
     return GapVerdict(
         status=status,
         delay_ticks=delay,
@@ -76,3 +75,9 @@ def gap_free(
         max_rate_hz=max_rate_hz,
         sentence=sentence,
     )
+
+
+def _steps(low: int, high: int | None = None) -> str:
+    if high is not None and high != low:
+        return f"{low} to {high} steps"
+    return f"{low} step{'s' * (low != 1)}"

@@ -22,7 +22,7 @@ class EmergencyStop:
 
     def __init__(self) -> None:
         """Start released."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # pressed by a signal handler, it may be held here
         self._reason = ""
         self._is_pressed = threading.Event()
         self._callbacks: list[Callable[[bool, str], None]] = []

@@ -80,7 +80,8 @@ def start_warnings(
         n = schedule.n_execute or profile.action.horizon
         held = verdict.delay_ticks / (n + verdict.delay_ticks)
         warnings.append(
-            f"schedule open_loop holds {verdict.delay_ticks} steps after every {n}, "
+            f"schedule open_loop holds for {verdict.delay_ticks} of every "
+            f"{n + verdict.delay_ticks} steps, "
             f"{100 * held:.0f}% of the time"
         )
     elif verdict is not None and verdict.status == "warning":
