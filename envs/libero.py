@@ -152,7 +152,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
         return self.step_chunk(np.asarray(action)[None])
 
     def step_chunk(
-        self, actions: NDArray[Any], *, look_when_over: bool = True
+        self, actions: NDArray[Any], *, look_when_over: bool = True, look: bool = True
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Apply actions one after the other; only the last observation is rendered.
 
@@ -160,6 +160,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
             actions: (n, 7), n >= 1. Ends early when the goal is reached or the step limit is.
             look_when_over: False leaves the images out of the observation that ends the episode,
                 for a caller that shows it to nobody.
+            look: False leaves them out in any case, for a caller that asks `look` when it wants them.
 
         Returns:
             Gymnasium's five values; ``info["n_steps"]`` counts the actions applied, and
@@ -188,8 +189,12 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
                 break
         truncated = not success and self._n_steps >= self.max_steps
         info = {"n_steps": done, "states": np.stack(states)}
-        looks = look_when_over or not (success or truncated)
+        looks = look and (look_when_over or not (success or truncated))
         return self._observe(looks=looks), float(success), success, truncated, info
+
+    def look(self) -> dict[str, Any]:
+        """Return the observation of this moment; no time passes."""
+        return self._observe()
 
     def _observe(self, *, looks: bool = True) -> dict[str, Any]:
         images = {name: self._image(name) for name in self._cameras if looks}

@@ -134,7 +134,11 @@ class FakeEnv:
         return self._observe(), {}
 
     def step_chunk(
-        self, actions: NDArray[np.floating[Any]], *, look_when_over: bool = True
+        self,
+        actions: NDArray[np.floating[Any]],
+        *,
+        look_when_over: bool = True,
+        look: bool = True,
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Move the hand by at most 2 cm per action and axis; see `Simulator.step_chunk`."""
         for fault in self._faults:
@@ -154,8 +158,12 @@ class FakeEnv:
         self._n_steps += done
         truncated = not succeeded and self._n_steps >= self.max_steps
         info = {"n_steps": done, "states": np.stack(states)}
-        looks = look_when_over or not (succeeded or truncated)
+        looks = look and (look_when_over or not (succeeded or truncated))
         return self._observe(looks=looks), float(succeeded), succeeded, truncated, info
+
+    def look(self) -> dict[str, Any]:
+        """Return the observation of this moment; no time passes."""
+        return self._observe()
 
     def sim_state(self) -> NDArray[np.float64]:
         """Return hand and block, (6,)."""
