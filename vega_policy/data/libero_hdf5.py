@@ -247,6 +247,17 @@ def read_images(
     return np.ascontiguousarray(stored[:, ::-1, ::-1])
 
 
+def write_images(obs: h5py.Group, camera: str, images: NDArray[np.uint8]) -> None:
+    """Store (t, h, w, 3) upright images of one camera, compressed frame by frame."""
+    obs.create_dataset(
+        IMAGE_KEYS[camera],
+        data=images[:, ::-1, ::-1],
+        chunks=(1, *images.shape[1:]),
+        compression="gzip",
+        compression_opts=1,
+    )
+
+
 def read_low_dimensional(group: h5py.Group) -> dict[str, NDArray[Any]]:
     """Read everything but the images and simulator states that training needs.
 
@@ -287,13 +298,7 @@ def _write_group(group: h5py.Group, demo: Demo) -> None:
     group.attrs[ATTRIBUTES_KEY] = json.dumps(dict(demo.attributes), sort_keys=True)
     obs = group.create_group("obs")
     for camera, images in ((AGENTVIEW, demo.agentview), (WRIST, demo.wrist)):
-        obs.create_dataset(
-            IMAGE_KEYS[camera],
-            data=images[:, ::-1, ::-1],
-            chunks=(1, *images.shape[1:]),
-            compression="gzip",
-            compression_opts=1,
-        )
+        write_images(obs, camera, images)
     obs.create_dataset("ee_states", data=demo.ee_states.astype(np.float64))
     obs.create_dataset("ee_pos", data=demo.ee_states[:, :3].astype(np.float64))
     obs.create_dataset("ee_ori", data=demo.ee_states[:, 3:].astype(np.float64))
