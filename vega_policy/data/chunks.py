@@ -10,6 +10,7 @@ Shape legend: ``n`` rows (steps of all files, concatenated), ``b`` batch, ``v`` 
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vega_policy.data.episodes import open_suite
 from vega_policy.data.frames import Frames, FrameTransform, open_frames
-from vega_policy.data.libero_hdf5 import task_files
 from vega_policy.data.part import WHOLE, Part, part_size
 from vega_policy.data.statistics import action_targets, compute_statistics
 from vega_policy.spec import ContractError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from vega_policy.data.episodes import EpisodeSource
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +57,16 @@ class DataSource:
     """Which demonstrations to read."""
 
     dirs: tuple[Path, ...]
-    """Folders with one folder per suite; several are read as one data set."""
+    """Folders with one folder per suite, or LeRobot or RLDS data sets themselves; several are read as
+    one data set."""
     suites: tuple[str, ...]
     cache_dir: Path | None = None
     """Where decoded frames and features go; ``<dir>/.cache`` where None."""
     transform: FrameTransform | None = None
     """What frames go through before they are kept; None keeps them as recorded."""
+    skip_damaged: bool = False
+    """Leave out files and episodes that cannot be read, with a warning each; reads everything once
+    more before it starts."""
 
 
 class ChunkDataset:
@@ -100,14 +109,16 @@ class ChunkDataset:
         """
         # Every folder is looked up before the first file is decoded, which can take minutes.
         found = [
-            (path, suite, _cache_folder(source, folder))
+            (_opened(source, folder, suite), suite, _cache_folder(source, folder))
             for folder in source.dirs
             for suite in source.suites
-            for path in task_files(folder, suite)
         ]
         frames = [
-            open_frames(p, suite=suite, cache_dir=cache, transform=source.transform)
-            for p, suite, cache in found
+            open_frames(
+                episodes.of_task(task), suite=suite, cache_dir=cache, transform=source.transform
+            )
+            for episodes, suite, cache in found
+            for task in episodes.tasks
         ]
         return cls(frames, horizon=horizon)
 
@@ -289,6 +300,15 @@ def _chunk_starts(mask: NDArray[np.uint8], horizon: int) -> NDArray[np.int64]:
 def _is_held_out(name: str, fraction: float) -> bool:
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     return number / 2**64 < fraction
+
+
+def _opened(source: DataSource, folder: Path, suite: str) -> EpisodeSource:
+    episodes = open_suite(folder, suite, skip_damaged=source.skip_damaged)
+    if not source.skip_damaged:
+        return episodes
+    for problem in episodes.left_out:
+        logger.warning("left out: %s", problem)
+    return episodes.without_damaged()
 
 
 def _cache_folder(source: DataSource, folder: Path) -> Path:

@@ -1,10 +1,11 @@
-"""Decoded frames of a demonstration file, laid out flat so that a random frame costs one memory copy.
+"""Decoded frames of one task, laid out flat so that a random frame costs one memory copy.
 
-Decompressing HDF5 inside a training loop would eat the cores the loop needs. Each file is decoded
-once into a memory map; the folder's name holds a fingerprint of the content, so a file that was
-collected anew is decoded anew and the old folder goes.
+Decompressing images inside a training loop would eat the cores the loop needs. The demonstrations of a
+task are decoded once into a memory map, from whatever format they are stored in; the folder's name
+holds a fingerprint of the content, so a task that was collected anew is decoded anew and the old
+folder goes.
 
-Shape legend: ``n`` steps of the file, ``v`` cameras in the order of `spec.CAMERAS`, ``h, w`` image.
+Shape legend: ``n`` steps of the task, ``v`` cameras in the order of `spec.CAMERAS`, ``h, w`` image.
 """
 
 from __future__ import annotations
@@ -23,19 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vega_policy.data.libero_hdf5 import (
-    SUFFIX,
-    DemoRef,
-    list_demos,
-    open_demo,
-    read_images,
-    read_low_dimensional,
-)
 from vega_policy.data.progress import Progress
 from vega_policy.spec import CAMERAS, ContractError
 
 if TYPE_CHECKING:
-    import h5py
+    from vega_policy.data.episodes import Episode, EpisodeRef, EpisodeSource
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +50,7 @@ class FrameTransform:
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """One demonstration file, decoded."""
+    """The demonstrations of one task, decoded."""
 
     folder: Path
     """Where the arrays lie; features of these frames are cached beside it."""
@@ -78,28 +71,34 @@ class Frames:
 
 
 def open_frames(
-    path: Path, *, suite: str, cache_dir: Path, transform: FrameTransform | None = None
+    source: EpisodeSource,
+    *,
+    suite: str,
+    cache_dir: Path,
+    transform: FrameTransform | None = None,
 ) -> Frames:
-    """Open the decoded frames of a file, decoding it first where that was not done yet.
+    """Open the decoded frames of a task, decoding it first where that was not done yet.
 
     A kill while decoding leaves a hidden folder that the next call removes; what `open_frames`
     returns was always completed.
 
+    Args:
+        source: Episodes of one task (`EpisodeSource.of_task`), at least one.
+        suite: What the task is a part of.
+        cache_dir: Where the arrays go.
+        transform: What frames go through before they are kept.
+
     Raises:
-        ContractError: The file is not in the LIBERO layout, is empty, or mixes image sizes.
+        ContractError: An episode cannot be read, or the images differ in size.
     """
-    refs = list_demos([path])
-    if not refs:
-        raise ContractError(
-            f"{path} has 0 demonstrations, expected at least 1; collect or delete it"
-        )
-    fingerprint = _fingerprint(refs)
-    task = path.name.removesuffix(SUFFIX).removesuffix(".hdf5")
+    refs = source.refs
+    fingerprint = _fingerprint(source)
+    task = refs[0].task
     # A folder of its own for each transform, so that none takes another's results for stale.
     root = cache_dir if transform is None else cache_dir / transform.name
     folder = root / suite / f"{task}-{fingerprint}"
     if not (folder / "meta.json").exists():
-        _decode(refs, folder=folder, task=task, transform=transform)
+        _decode(source, folder=folder, task=task, transform=transform)
     with np.load(folder / "low.npz") as low:
         arrays = {key: low[key] for key in ("actions", "proprio", "expert_mask", "lengths")}
     # Mode "c" gives a writable view without ever writing to the file: torch warns about others.
@@ -116,15 +115,15 @@ def open_frames(
 
 
 def _decode(
-    refs: Sequence[DemoRef], *, folder: Path, task: str, transform: FrameTransform | None
+    source: EpisodeSource, *, folder: Path, task: str, transform: FrameTransform | None
 ) -> None:
+    refs = source.refs
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     for stale in _stale(folder, task=task):
         logger.info("removing %s, decoded from an older file of this task", stale)
         shutil.rmtree(stale, ignore_errors=True)
     temporary.mkdir(parents=True)
-    with open_demo(refs[0]) as group:
-        height, width = read_images(group, CAMERAS[0]).shape[1:3]
+    height, width = source.episode(0, at=(0,)).images[CAMERAS[0]].shape[1:3]
     total = sum(ref.n_steps for ref in refs)
     side = (height, width) if transform is None else (transform.px, transform.px)
     shape = (total, len(CAMERAS), 3, *side)
@@ -134,17 +133,17 @@ def _decode(
     low: dict[str, list[NDArray[np.generic]]] = {"actions": [], "proprio": [], "expert_mask": []}
     row = 0
     with Progress(total, what=f"decoding {task}", unit="frames") as progress:
-        for ref in refs:
-            with open_demo(ref) as group:
-                for view, camera in enumerate(CAMERAS):
-                    frames = _frames(group, camera, ref=ref, size=(height, width))
-                    images[row : row + ref.n_steps, view] = (
-                        frames.transpose(0, 3, 1, 2)
-                        if transform is None
-                        else transform.apply(list(frames)).numpy()
-                    )
-                for key, values in read_low_dimensional(group).items():
-                    low[key].append(values)
+        for index, ref in enumerate(refs):
+            episode = source.episode(index)
+            for view, camera in enumerate(CAMERAS):
+                frames = _frames(episode, camera, ref=ref, size=(height, width))
+                images[row : row + ref.n_steps, view] = (
+                    frames.transpose(0, 3, 1, 2)
+                    if transform is None
+                    else transform.apply(list(frames)).numpy()
+                )
+            for key, values in _low_dimensional(episode).items():
+                low[key].append(values)
             row += ref.n_steps
             progress.update(ref.n_steps)
     images.flush()
@@ -160,15 +159,23 @@ def _decode(
 
 
 def _frames(
-    group: h5py.Group, camera: str, *, ref: DemoRef, size: tuple[int, int]
+    episode: Episode, camera: str, *, ref: EpisodeRef, size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    images = read_images(group, camera)
+    images = episode.images[camera]
     if images.shape != (ref.n_steps, *size, 3):
         raise ContractError(
-            f"{ref.file} {ref.name}: {camera} is {images.shape}, expected {(ref.n_steps, *size, 3)} "
+            f"{ref}: {camera} is {images.shape}, expected {(ref.n_steps, *size, 3)} "
             "as in the first demonstration; keep one image size per file"
         )
     return images
+
+
+def _low_dimensional(episode: Episode) -> dict[str, NDArray[np.generic]]:
+    return {
+        "actions": episode.actions,
+        "proprio": episode.proprio,
+        "expert_mask": episode.expert_mask,
+    }
 
 
 def _stale(folder: Path, *, task: str) -> list[Path]:
@@ -186,14 +193,14 @@ def _stale(folder: Path, *, task: str) -> list[Path]:
     return old
 
 
-def _fingerprint(refs: Sequence[DemoRef]) -> str:
+def _fingerprint(source: EpisodeSource) -> str:
     """Hash what distinguishes one content from another without decoding every image."""
     digest = hashlib.sha256(f"layout {LAYOUT}".encode())
-    for ref in refs:
-        with open_demo(ref) as group:
-            for values in read_low_dimensional(group).values():
-                digest.update(np.ascontiguousarray(values).tobytes())
-            for camera in CAMERAS:
-                digest.update(read_images(group, camera, at=(0, ref.n_steps - 1)).tobytes())
-            digest.update(ref.instruction.encode())
+    for index, ref in enumerate(source.refs):
+        episode = source.episode(index, at=(0, ref.n_steps - 1))
+        for values in _low_dimensional(episode).values():
+            digest.update(np.ascontiguousarray(values).tobytes())
+        for camera in CAMERAS:
+            digest.update(episode.images[camera].tobytes())
+        digest.update(ref.instruction.encode())
     return digest.hexdigest()[:16]

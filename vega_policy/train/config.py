@@ -47,6 +47,8 @@ class DataConfig:
     """Decoded frames and features; ``.cache`` in each data folder where None."""
     held_out: float = 0.02
     """Share of the demonstrations kept for validation."""
+    skip_damaged: bool = False
+    """Leave out files and episodes that cannot be read, with a warning each."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vega_policy.data.libero_hdf5 import list_demos, open_demo, read_images, read_low_dimensional
-from vega_policy.spec import CAMERAS, ContractError
+from vega_policy.spec import CAMERAS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from pathlib import Path
 
+    from vega_policy.data.episodes import EpisodeSource
     from vega_policy.policy.config import PolicyConfig
 
 FREE_SETTINGS = (
@@ -54,24 +53,18 @@ class DataShape:
     proprio_size: int
 
 
-def look_at(path: Path) -> DataShape:
-    """Read the shapes of a demonstration file without decoding it.
+def look_at(episodes: EpisodeSource) -> DataShape:
+    """Read the shapes of the first episode without decoding the rest.
 
     Raises:
-        ContractError: The file holds no demonstration.
+        ContractError: It cannot be read.
     """
-    refs = list_demos([path])
-    if not refs:
-        raise ContractError(
-            f"{path} has 0 demonstrations, expected at least 1; collect or delete it"
-        )
-    with open_demo(refs[0]) as group:
-        height, width = read_images(group, CAMERAS[0], at=(0,)).shape[1:3]
-        low = read_low_dimensional(group)
+    episode = episodes.episode(0, at=(0,))
+    height, width = episode.images[CAMERAS[0]].shape[1:3]
     return DataShape(
         image_px=(height, width),
-        action_size=low["actions"].shape[1],
-        proprio_size=low["proprio"].shape[1],
+        action_size=episode.actions.shape[1],
+        proprio_size=episode.proprio.shape[1],
     )
 
 

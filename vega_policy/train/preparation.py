@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vega_policy.data.chunks import Batch, ChunkBatches, ChunkDataset, DataSource
+from vega_policy.data.episodes import open_suite
 from vega_policy.data.feature_cache import FeatureCache
-from vega_policy.data.libero_hdf5 import task_files
 from vega_policy.data.part import Part
 from vega_policy.policy import VegaPolicy, parse_statistics
 from vega_policy.spec import ContractError
@@ -52,11 +52,10 @@ class Stage:
 
 def open_policy(config: TrainConfig) -> VegaPolicy | None:
     """Load the policy to start from, if any, and compare everything with the data."""
-    files = [
-        path
+    found = [
+        open_suite(folder, suite, skip_damaged=config.data.skip_damaged)
         for folder in config.data.dirs
         for suite in config.data.suites
-        for path in task_files(Path(folder), suite)
     ]
     policy = None
     start = Start.of(config)
@@ -69,7 +68,7 @@ def open_policy(config: TrainConfig) -> VegaPolicy | None:
         build_prior(config.policy.prior, path=config.prior_path)
     problems = disagreements(
         config.policy if policy is None else policy.config,
-        look_at(files[0]),
+        look_at(found[0]),
         settings=config.policy,
         statistics_keys=policy.statistics
         if start is not None and policy is not None and start.keeps_statistics
@@ -79,7 +78,7 @@ def open_policy(config: TrainConfig) -> VegaPolicy | None:
     )
     if problems:
         raise ContractError(
-            f"{config.init_from or 'the new policy'} does not fit {files[0].parent}: "
+            f"{config.init_from or 'the new policy'} does not fit {found[0].path}: "
             + "; ".join(problems)
         )
     return policy
@@ -108,6 +107,7 @@ def prepare(
         transform=frame_transform(
             config.policy if start is None else start.config, config.data.augment
         ),
+        skip_damaged=config.data.skip_damaged,
     )
     with ranks.main_first():
         dataset = ChunkDataset.open(source, horizon=config.policy.action.horizon)
