@@ -105,6 +105,12 @@ def test_asynchronous_leaves_gaps_where_the_arithmetic_says_so(delay, every):
     assert None in taken[delay:]
 
 
+@pytest.mark.parametrize("n", [1, 5, 8])
+def test_asynchronous_without_delay_and_a_question_every_n_ticks_is_open_loop(n):
+    asynchronous = drive(Asynchronous(spec=SPEC, ask_every=n), n_ticks=30, delay=0)
+    assert asynchronous == drive(OpenLoop(spec=SPEC, n_execute=n), n_ticks=30, delay=0)
+
+
 def test_a_lost_question_is_asked_again_at_once():
     taken, questions = drive(Asynchronous(spec=SPEC, ask_every=4), n_ticks=12, delay=1, lost={4})
     assert questions == [0, 4, 5, 9]
