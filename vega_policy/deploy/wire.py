@@ -12,18 +12,23 @@ and, from a client that knows more, the entries of `RequestExtras` under the key
 ``actions`` (horizon, size) float32 in the units and signs of the metadata's action specification,
 ``policy_timing`` and ``server_timing``; ``vega`` with ``request_id`` only where the request had one,
 ``gate`` only where it was wanted (openpi's chunk broker slices every array of a reply by step).
+
+A request that is not answered ends in one of two ways. To a client that sent a ``request_id``: a reply
+without ``actions`` whose ``vega`` has ``request_id``, ``refused`` (a sentence) and ``kind`` (`RefusalKind`); the
+connection stays open. To any other: as openpi does, a text frame with the sentence, then the
+connection is closed with `CLOSE_CODES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vega_policy.deploy.codec import WireError
-from vega_policy.spec import AGENTVIEW, WRIST, ActionChunk, Observation
+from vega_policy.spec import AGENTVIEW, WRIST, ActionChunk, Observation, VegaError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +44,34 @@ STATE_KEY = "observation/state"
 PROMPT_KEY = "prompt"
 EXTRAS_KEY = "vega"
 PROPRIO_SIZE = 8
+
+
+RefusalKind = Literal["request", "policy", "busy", "stopped", "draining"]
+"""``request``: it cannot be used as it is; ``policy``: the policy failed on it; ``busy``: too many are
+waiting; ``stopped``: the emergency stop is pressed; ``draining``: the server is about to end."""
+CLOSE_CODES: Mapping[RefusalKind, int] = {
+    "request": 1011,
+    "policy": 1011,
+    "busy": 1013,
+    "stopped": 1013,
+    "draining": 1012,
+}
+"""1011 is what openpi's client knows; 1013 asks to try again later, 1012 that the server restarts."""
+
+HEALTH_PATH = "/healthz"
+METRICS_PATH = "/metrics"
+ESTOP_PATH = "/estop"
+"""POST presses the emergency stop: ``?by=NAME&reason=TEXT``, header ``X-Vega: 1``, no body."""
+RELEASE_PATH = "/estop/release"
+"""POST releases it: ``?by=NAME``, header ``X-Vega: 1``."""
+
+
+class Refusal(VegaError):
+    """A request that is not answered, and why."""
+
+    def __init__(self, sentence: str, kind: RefusalKind) -> None:
+        super().__init__(sentence)
+        self.kind: RefusalKind = kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +156,32 @@ def read_request(
         inference=extras.inference,
     )
     return observation, extras
+
+
+def to_refusal(refusal: Refusal, request_id: str) -> dict[str, Any]:
+    """Return the reply that refuses a request of our own client."""
+    return {
+        EXTRAS_KEY: {
+            "protocol": PROTOCOL,
+            "request_id": request_id,
+            "refused": str(refusal),
+            "kind": refusal.kind,
+        }
+    }
+
+
+def require_answer(message: Any) -> None:  # noqa: ANN401 - whatever was sent
+    """Raise what a decoded reply refuses.
+
+    Raises:
+        Refusal: The request was refused.
+    """
+    ours = message.get(EXTRAS_KEY) if isinstance(message, dict) else None
+    if not isinstance(ours, dict) or ours.get("refused") is None:
+        return
+    named = ours.get("kind")
+    kind: RefusalKind = next((k for k in CLOSE_CODES if k == named), "request")
+    raise Refusal(str(ours["refused"])[:1000], kind)
 
 
 def read_chunk(message: Any, *, horizon: int, size: int) -> ActionChunk:  # noqa: ANN401
