@@ -14,7 +14,7 @@ from vega_policy.control import require_valid_chunk
 from vega_policy.spec import ActionChunk, Observation, PolicyFault, VegaError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vega_policy.spec import Policy
 
@@ -48,14 +48,22 @@ class _Question:
 class Batcher:
     """Asks the policy in one thread; the event loop never waits for it.
 
-    A batch goes when it is full or when its first question has waited ``max_delay_s``; while the
-    policy computes, the next one gathers. A question whose asker is gone is not computed.
+    A batch goes when it is full, when its first question has waited ``max_delay_s``, or when there
+    is nobody else who could ask; while the policy computes, the next one gathers. A question whose asker
+    is gone is not computed.
     """
 
     def __init__(
-        self, policy: Policy, *, max_batch: int, max_delay_s: float, max_waiting: int
+        self,
+        policy: Policy,
+        *,
+        max_batch: int,
+        max_delay_s: float,
+        max_waiting: int,
+        n_askers: Callable[[], int],
     ) -> None:
         self._policy = policy
+        self._n_askers = n_askers
         self._max_batch = max_batch
         self._max_delay_s = max_delay_s
         self._max_waiting = max_waiting
@@ -136,7 +144,7 @@ class Batcher:
             self._came.clear()
             await self._came.wait()
         deadline = self._waiting[0].asked_s + self._max_delay_s
-        while len(self._waiting) < self._max_batch:
+        while len(self._waiting) < min(self._max_batch, self._n_askers()):
             left_s = deadline - time.perf_counter()
             if left_s <= 0:
                 break

@@ -22,14 +22,17 @@ from typing import TYPE_CHECKING, Any
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import connect
 
+from vega_policy.control.thread_link import ThreadLink
 from vega_policy.deploy.codec import Limits, WireError, pack, unpack
 from vega_policy.deploy.wire import (
     DEFAULT_PORT,
     EXTRAS_KEY,
     IMAGE_KEYS,
     PROTOCOL,
+    Refusal,
     RequestExtras,
     read_chunk,
+    require_answer,
     to_request,
 )
 from vega_policy.spec import (
@@ -184,6 +187,10 @@ class Client:
                 if wanted is None or _request_id(reply) == wanted:
                     break
                 log.warning("%s answered another request than the open one; skipped", self.url)
+        try:
+            require_answer(reply)
+        except Refusal as refusal:
+            raise _refused(refusal, self.url) from refusal
         try:
             spec = info.action_spec
             return read_chunk(reply, horizon=spec.horizon, size=spec.size)
@@ -454,6 +461,14 @@ def _what_the_server_says(frame: str, url: str) -> PolicyFault | EnvFault | Cont
     return PolicyFault(f"the policy at {url} failed: {_sentence(frame)}")
 
 
+def _refused(refusal: Refusal, url: str) -> ContractError | PolicyFault | EnvFault:
+    if refusal.kind == "request":
+        return ContractError(f"{url} cannot use the request: {refusal}")
+    if refusal.kind == "policy":
+        return PolicyFault(f"the policy at {url} failed: {refusal}")
+    return Refused(f"{url} refused ({refusal.kind}): {refusal}")
+
+
 def _closed(error: ConnectionClosed, url: str) -> EnvFault:
     code = error.rcvd.code if error.rcvd else None
     reason = _sentence(error.rcvd.reason) if error.rcvd and error.rcvd.reason else ""
@@ -483,7 +498,7 @@ def remote_link(
     robot: str = "",
     report: Callable[[], Mapping[str, Any]] = dict,
     clock: Callable[[], float] = time.monotonic,
-) -> Any:  # noqa: ANN401
+) -> ThreadLink:
     """Return the link of a robot's pilot to a policy server.
 
     Args:
@@ -493,7 +508,6 @@ def remote_link(
         report: What the robot did since, for the same page; called in the link's thread.
         clock: The loop's.
     """
-    from vega_policy.control.thread_link import ThreadLink
 
     def ask(observation: Observation, key: int) -> ActionChunk:
         extras = RequestExtras(

@@ -185,6 +185,7 @@ class PolicyServer:
             max_batch=settings.max_batch,
             max_delay_s=settings.max_delay_ms / 1000,
             max_waiting=settings.max_waiting,
+            n_askers=lambda: self._n_connected,
         )
         self._metrics = Metrics(
             n_waiting=lambda: self._batcher.n_waiting, is_stopped=lambda: self._estop.is_pressed
@@ -192,7 +193,7 @@ class PolicyServer:
         self._outcomes: Counter[str] = Counter()
         self._request_s: deque[float] = deque(maxlen=10_000)
         self._limits = Limits(max_bytes=settings.max_message_bytes)
-        self._n_busy = 0
+        self._n_busy = self._n_connected = 0
         self._is_draining = False
         self._stopping: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -384,7 +385,8 @@ class PolicyServer:
         from websockets.exceptions import ConnectionClosed
 
         peer = str(connection.remote_address)
-        self._metrics.connections.inc()
+        self._n_connected += 1
+        self._metrics.connections.set(self._n_connected)
         log.info("%s connected", peer)
         try:
             await connection.send(pack(self._metadata))
@@ -401,7 +403,8 @@ class PolicyServer:
         except ConnectionClosed:
             pass
         finally:
-            self._metrics.connections.dec()
+            self._n_connected -= 1
+            self._metrics.connections.set(self._n_connected)
             log.info("%s left", peer)
 
     async def _respond(

@@ -180,8 +180,8 @@ def require_answer(message: Any) -> None:  # noqa: ANN401 - whatever was sent
     if not isinstance(ours, dict) or ours.get("refused") is None:
         return
     named = ours.get("kind")
-    kind: RefusalKind = next((k for k in CLOSE_CODES if k == named), "request")
-    raise Refusal(str(ours["refused"])[:1000], kind)
+    kinds: list[RefusalKind] = [kind for kind in CLOSE_CODES if kind == named]
+    raise Refusal(str(ours["refused"])[:1000], kinds[0] if kinds else "request")
 
 
 def read_chunk(message: Any, *, horizon: int, size: int) -> ActionChunk:  # noqa: ANN401
