@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 import math
 import secrets
 import threading
@@ -11,8 +10,8 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +19,7 @@ from numpy.typing import NDArray
 from vega_policy.spec import Observation
 
 if TYPE_CHECKING:
-    from vega_policy.spec import ActionChunk
-
-log = logging.getLogger(__name__)
+    from vega_policy.spec import ActionChunk, ActionSpec
 
 LATENCY_BINS_MS = (5, 10, 20, 30, 40, 50, 75, 100, 125, 150, 175, 200, 250, 300, 400, 500, 1000)
 """Upper edges of the histogram's bins; the last bin has none."""
@@ -33,30 +30,6 @@ MAX_ROBOTS = 32
 _WINDOW = 1000
 _MAX_TEXT = 300
 _MAX_ENTRIES = 32
-
-
-class Listener(Protocol):
-    """Hears everything a feed hears, in the thread that tells it; returns at once."""
-
-    def answered(
-        self,
-        observation: Observation,
-        chunk: ActionChunk,
-        *,
-        robot: str,
-        latency_ms: float,
-        report: Mapping[str, Any],
-    ) -> None:
-        """A request was answered."""
-        ...
-
-    def refused(self, reason: str, *, robot: str) -> None:
-        """A request was refused."""
-        ...
-
-    def event(self, kind: str, text: str) -> None:
-        """Something else happened."""
-        ...
 
 
 @dataclass(eq=False)
@@ -86,37 +59,35 @@ class Feed:
     number of short entries.
     """
 
-    def __init__(self, *, capacity: int = 60, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        action_spec: ActionSpec | None = None,
+        about: Mapping[str, Any] | None = None,
+        capacity: int = 200,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Start empty.
 
         Args:
-            capacity: Chunks remembered per robot, and four times as many events.
+            action_spec: Meaning of the chunks, for the axes of the page.
+            about: What serves, for its head: ``model``, ``checkpoint_sha256``, ``device``.
+            capacity: Chunks remembered per robot, and events.
             clock: Seconds since 1970.
         """
         self._capacity = capacity
         self._clock = clock
+        self._about = _plain(about or {}, depth=2)
+        self._about["action"] = None if action_spec is None else asdict(action_spec)
         self._lock = threading.Lock()
         self._run = secrets.token_hex(8)
         self._n = 0
         self._robots: OrderedDict[str, _Robot] = OrderedDict()
-        self._events: deque[dict[str, Any]] = deque(maxlen=4 * capacity)
+        self._events: deque[dict[str, Any]] = deque(maxlen=capacity)
         self._latencies_ms: deque[float] = deque(maxlen=_WINDOW)
         self._answered_s: deque[float] = deque(maxlen=_WINDOW)
         self._n_answered = 0
         self._n_refused = 0
-        self._about: dict[str, Any] = {}
-        self._listeners: tuple[Listener, ...] = ()
-
-    def describe(self, about: Mapping[str, Any]) -> None:
-        """Say what serves: the entries of the server's metadata; ``action`` labels the page's axes."""
-        plain = _plain(about, depth=4)
-        with self._lock:
-            self._about = plain
-
-    def also_tell(self, listener: Listener) -> None:
-        """Have somebody else hear everything from now on."""
-        with self._lock:
-            self._listeners = (*self._listeners, listener)
 
     def answered(
         self,
@@ -155,11 +126,6 @@ class Feed:
                     "actions": chunk.actions,
                 }
             )
-            listeners = self._listeners
-        for listener in listeners:
-            listener.answered(
-                observation, chunk, robot=robot, latency_ms=latency_ms, report=report or {}
-            )
 
     def refused(
         self, reason: str, robot: str = "", *, report: Mapping[str, Any] | None = None
@@ -171,17 +137,11 @@ class Feed:
             if robot:
                 self._hear(robot, now_s, report)
             self._happened(now_s, "refused", f"{robot}: {reason}" if robot else reason)
-            listeners = self._listeners
-        for listener in listeners:
-            listener.refused(reason, robot=robot)
 
     def event(self, kind: str, text: str) -> None:
         """Note something else: a connection, a press of the emergency stop, a drain."""
         with self._lock:
             self._happened(self._clock(), kind, text)
-            listeners = self._listeners
-        for listener in listeners:
-            listener.event(kind, text)
 
     def snapshot(self, since: int = 0, robot: str | None = None) -> dict[str, Any]:
         """Return what a page shows, JSON-ready.
