@@ -58,7 +58,7 @@ class Source:
     info: ServerInfo
     """What the policy takes and returns."""
     link: Callable[..., ThreadLink]
-    """Makes a link with the given ``timeout_s`` and ``report``."""
+    """Makes a link; the arguments are those of `vega_policy.deploy.client.remote_link`."""
     close: Callable[[], None]
 
 
@@ -68,13 +68,15 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     profile = RobotProfile.from_dict(config["robot"])
     settings = ScheduleSettings(**config["schedule"])
     schedule = build_schedule(settings, profile.action)
-    is_simulated = chosen["adapter"] is None
+    make_robot = partial(simulated_arm, config, profile)
+    if chosen["adapter"] is not None:
+        make_robot = own_arm(config, profile)
     source = build_source(config, profile)
     try:
         problems = start_problems(profile, source.info.action_spec, [], settings)
         if problems:
             raise ContractError("this policy cannot drive this robot: " + "; ".join(problems))
-        arm = build_robot(config, profile, source.info)
+        arm = make_robot(source.info)
         try:
             latencies_s = look_first(source, arm, profile, settings, config=config)
             return drive(
@@ -84,7 +86,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
                 schedule,
                 config=config,
                 latencies_s=latencies_s,
-                is_armed=is_simulated if chosen["arm"] is None else chosen["arm"],
+                is_armed=chosen["adapter"] is None if chosen["arm"] is None else chosen["arm"],
             )
         finally:
             arm.close()
@@ -101,9 +103,9 @@ def build_source(config: dict[str, Any], profile: RobotProfile) -> Source:
         first = make(timeout_s=COLD_S)
         clients = [first]
 
-        def link(*, timeout_s: float, report: Callable[[], Mapping[str, Any]] = dict) -> ThreadLink:
+        def link(*, timeout_s: float, **told: Any) -> ThreadLink:  # noqa: ANN401
             clients.append(make(timeout_s=timeout_s))
-            return remote_link(clients[-1], timeout_s=timeout_s, robot=profile.name, report=report)
+            return remote_link(clients[-1], timeout_s=timeout_s, robot=profile.name, **told)
 
         info = first.connect(wait_s=chosen["connect_s"])
 
@@ -124,8 +126,7 @@ def build_source(config: dict[str, Any], profile: RobotProfile) -> Source:
     suite, _ = build_suite(config["suite"])
     policy, defines = build_policy({**config, "rollout": rollout}, suite)
 
-    def local(*, timeout_s: float, report: Callable[[], Mapping[str, Any]] = dict) -> ThreadLink:
-        del report
+    def local(*, timeout_s: float, **_: object) -> ThreadLink:
         return ThreadLink(
             lambda seen, key: policy.act([seen], keys=[key])[0],
             action_spec=policy.action_spec,
@@ -141,15 +142,13 @@ def build_source(config: dict[str, Any], profile: RobotProfile) -> Source:
     return Source(info=info, link=local, close=lambda: None)
 
 
-def build_robot(config: dict[str, Any], profile: RobotProfile, info: ServerInfo) -> Robot:
-    """Make the arm: the user's own, or the simulated one."""
-    chosen = config["loop"]
-    if chosen["adapter"] is not None:
-        if not chosen["instruction"]:
-            raise ContractError("loop.instruction is missing; say what the arm is to do")
-        return load_adapter(chosen["adapter"])(profile, chosen["instruction"])
+def simulated_arm(
+    config: dict[str, Any], profile: RobotProfile, info: ServerInfo
+) -> SimulatedArmProcess:
+    """Start the simulated arm with the cameras that the policy takes."""
     from rollout import PUBLISHED_CAMERA_PX, build_suite
 
+    chosen = config["loop"]
     if chosen["instruction"]:
         raise ContractError("loop.instruction is for an arm of yours; the simulated one has a task")
     suite, make = build_suite(config["suite"])
@@ -170,17 +169,21 @@ def build_robot(config: dict[str, Any], profile: RobotProfile, info: ServerInfo)
     return arm
 
 
-def load_adapter(name: str) -> Callable[[RobotProfile, str], Robot]:
+def own_arm(config: dict[str, Any], profile: RobotProfile) -> Callable[[ServerInfo], Robot]:
     """Import the user's factory, ``module:factory``, from the working directory or elsewhere."""
+    name, instruction = config["loop"]["adapter"], config["loop"]["instruction"]
     module, colon, factory = name.partition(":")
     if not colon:
         raise ContractError(f"loop.adapter is {name!r}; write module:factory")
+    if not instruction:
+        raise ContractError("loop.instruction is missing; say what the arm is to do")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return getattr(importlib.import_module(module), factory)
+        make = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise ContractError(f"loop.adapter={name} cannot be imported: {error}") from error
+    return lambda _: make(profile, instruction)
 
 
 def look_first(
@@ -254,10 +257,12 @@ def drive(
     chosen = config["loop"]
     estop = EmergencyStop()
     reports: list[Callable[[], Mapping[str, Any]]] = []
-    link = with_cameras(
-        source.link(timeout_s=chosen["timeout_s"], report=lambda: reports[0]() if reports else {}),
-        arm,
+    link = source.link(
+        timeout_s=chosen["timeout_s"],
+        report=lambda: reports[0]() if reports else {},
+        on_stopped=partial(estop.press, by="the server"),
     )
+    link = with_cameras(link, arm)
     pilot = Pilot(
         profile=profile, schedule=schedule, link=link, estop=estop, dry_run=chosen["dry_run"]
     )

@@ -7,7 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from vega_policy.deploy.client import Client, Refused, RemotePolicy
+from vega_policy.control.link import Seen
+from vega_policy.deploy.client import Client, Refused, RemotePolicy, remote_link
+from vega_policy.deploy.codec import pack
+from vega_policy.deploy.wire import Refusal, to_refusal
 from vega_policy.spec import (
     AGENTVIEW,
     WRIST,
@@ -46,7 +49,8 @@ def test_client_imports_without_torch_and_what_only_servers_need():
     code = """
 import sys
 sys.modules.update(dict.fromkeys(["torch", "transformers", "prometheus_client", "hydra", "mujoco"]))
-import vega_policy.deploy.client, vega_policy.control
+import vega_policy.deploy.client, vega_policy.control.pilot
+import vega_policy.deploy.loop, vega_policy.deploy.robot, vega_policy.deploy.simulated_arm
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -121,8 +125,6 @@ def test_late_answer_never_answers_the_next_request():
 
 
 def test_answer_to_another_request_is_skipped():
-    from vega_policy.deploy.codec import pack
-
     stale = pack({"actions": np.ones((8, 7), np.float32), "vega": {"request_id": "none of yours"}})
     with FakeServer(Echo(), before_reply=lambda n: stale if n == 0 else None) as server:
         client = Client(server.url, timeout_s=0.5)
@@ -132,8 +134,6 @@ def test_answer_to_another_request_is_skipped():
 
 
 def test_unasked_message_costs_the_connection_not_an_answer():
-    from vega_policy.deploy.codec import pack
-
     with FakeServer(Echo(), is_vega=False) as server:
         with Client(server.url, action_spec=ActionSpec(), timeout_s=WAIT_S) as client:
             client.infer(observation(1))
@@ -241,5 +241,38 @@ def test_address_without_scheme_is_answered_with_one(url):
         Client(url)
 
 
-def test_refusals_are_errors_of_the_environment():
-    assert issubclass(Refused, EnvFault)
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("request", ContractError),
+        ("policy", PolicyFault),
+        ("busy", Refused),
+        ("stopped", Refused),
+        ("draining", Refused),
+    ],
+)
+def test_refusal_of_each_kind_says_who_has_to_act_and_keeps_the_connection(kind, error):
+    refusal = pack(to_refusal(Refusal("the sentence\nand more", kind), "1"))
+    with FakeServer(Echo(), before_reply=lambda n: refusal if n == 0 else None) as server:
+        client = Client(server.url, timeout_s=WAIT_S)
+        with pytest.raises(error, match=r"the sentence$") as raised:
+            client.infer(observation(1))
+        assert getattr(raised.value, "kind", kind) == kind
+        assert client.infer(observation(2)).actions[0, 0] == 2
+        assert server.n_connections == 1
+        client.close()
+
+
+def test_server_that_is_stopped_is_told_to_the_robot_side():
+    refusal = pack(to_refusal(Refusal("no actions: a person pressed", "stopped"), "1"))
+    told = []
+    with FakeServer(Echo(), before_reply=lambda _: refusal) as server:
+        client = Client(server.url, timeout_s=WAIT_S)
+        link = remote_link(client, timeout_s=WAIT_S, on_stopped=told.append)
+        link.ask(Seen(observation=observation(1), stamps_s={"proprio": 0.0}), tick=0)
+        while (reply := link.poll()) is None:
+            threading.Event().wait(0.01)
+        link.close()
+        client.close()
+    assert reply.chunk is None
+    assert "a person pressed" in told[0]

@@ -370,6 +370,8 @@ def test_script_lists_every_disagreement_before_anything_starts():
     [
         (["loop.policy=psychic"], "choose remote or local"),
         (["loop.adapter=nothing"], "write module:factory"),
+        (["loop.adapter=nothing:make", "loop.instruction=go"], "No module named 'nothing'"),
+        (["loop.adapter=json:loads"], "loop.instruction is missing"),
         (["robot=franka_osc"], "workspace_m has no default"),
         (["loop.secnods=3"], "did you mean 'loop.seconds'"),
         (["url=ws://127.0.0.1:9", "loop.connect_s=0.0"], "cannot be reached"),

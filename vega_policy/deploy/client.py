@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
     from websockets.sync.client import ClientConnection
 
+    from vega_policy.deploy.wire import RefusalKind
+
 DEFAULT_URL = f"ws://127.0.0.1:{DEFAULT_PORT}"
 _MAX_SENTENCE = 500
 """Characters of a server's sentence that are passed on."""
@@ -59,6 +61,11 @@ log = logging.getLogger(__name__)
 
 class Refused(EnvFault):
     """The server did not take the request; the next one may be taken."""
+
+    def __init__(self, sentence: str, kind: RefusalKind) -> None:
+        super().__init__(sentence)
+        self.kind: RefusalKind = kind
+        """``busy``, ``draining``, or ``stopped``: the server's emergency stop is pressed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,13 +196,12 @@ class Client:
                 log.warning("%s answered another request than the open one; skipped", self.url)
         try:
             require_answer(reply)
-        except Refusal as refusal:
-            raise _refused(refusal, self.url) from refusal
-        try:
             spec = info.action_spec
             return read_chunk(reply, horizon=spec.horizon, size=spec.size)
         except WireError as error:
             raise PolicyFault(f"{self.url} sent {error}") from error
+        except Refusal as refusal:
+            raise _refused(refusal, self.url) from None
 
     def close(self) -> None:
         """Close the connection for good."""
@@ -243,7 +249,7 @@ class Client:
         frame = connection.recv(timeout=max(0.0, deadline - time.monotonic()))
         if isinstance(frame, str):
             self._drop()
-            raise _what_the_server_says(frame, self.url)
+            raise PolicyFault(f"the policy at {self.url} failed: {_sentence(frame)}")
         return unpack(frame, limits=self._limits)
 
     @staticmethod
@@ -457,23 +463,25 @@ def _sentence(text: str) -> str:
     return lines[-1 if lines[0].startswith("Traceback") else 0][:_MAX_SENTENCE]
 
 
-def _what_the_server_says(frame: str, url: str) -> PolicyFault | EnvFault | ContractError:
-    return PolicyFault(f"the policy at {url} failed: {_sentence(frame)}")
+def _refused(refusal: Refusal, url: str) -> PolicyFault | EnvFault | ContractError:
+    said = _sentence(str(refusal))
+    match refusal.kind:
+        case "request":
+            return ContractError(f"{url} cannot use the request: {said}")
+        case "policy":
+            return PolicyFault(f"the policy at {url} failed: {said}")
+        case "busy" | "stopped" | "draining":
+            return Refused(f"{url} refused ({refusal.kind}): {said}", refusal.kind)
 
 
-def _refused(refusal: Refusal, url: str) -> ContractError | PolicyFault | EnvFault:
-    if refusal.kind == "request":
-        return ContractError(f"{url} cannot use the request: {refusal}")
-    if refusal.kind == "policy":
-        return PolicyFault(f"the policy at {url} failed: {refusal}")
-    return Refused(f"{url} refused ({refusal.kind}): {refusal}")
-
-
-def _closed(error: ConnectionClosed, url: str) -> EnvFault:
+def _closed(error: ConnectionClosed, url: str) -> EnvFault | ContractError:
     code = error.rcvd.code if error.rcvd else None
     reason = _sentence(error.rcvd.reason) if error.rcvd and error.rcvd.reason else ""
     if code in (1012, 1013):
-        return Refused(f"{url} takes no requests now: {reason or 'it is busy or stopping'}")
+        kind = "draining" if code == 1012 else "busy"
+        return Refused(f"{url} takes no requests now: {reason or 'try again'}", kind)
+    if code == 1009:
+        return ContractError(f"{url} takes no message of this size; send smaller images")
     why = f" ({code} {reason})".rstrip() if code else ""
     return EnvFault(f"the connection to {url} was lost{why}; the next request connects again")
 
@@ -487,7 +495,7 @@ def _refused_handshake(
         do = "correct the api_key" if has_key else "pass its api_key"
         return ContractError(f"{url} refused the connection (HTTP {status}, {said}); {do}")
     if status in (429, 503):
-        return Refused(f"{url} takes no connections now (HTTP {status}, {said}); try again")
+        return Refused(f"{url} takes no connections now (HTTP {status}, {said}); try again", "busy")
     return EnvFault(f"{url} is no policy server (HTTP {status}, {said}); correct the address")
 
 
@@ -497,6 +505,7 @@ def remote_link(
     timeout_s: float,
     robot: str = "",
     report: Callable[[], Mapping[str, Any]] = dict,
+    on_stopped: Callable[[str], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> ThreadLink:
     """Return the link of a robot's pilot to a policy server.
@@ -506,6 +515,7 @@ def remote_link(
         timeout_s: After how long an answer is given up.
         robot: Name for the server's page.
         report: What the robot did since, for the same page; called in the link's thread.
+        on_stopped: Told when the server's emergency stop keeps it from answering; likewise.
         clock: The loop's.
     """
 
@@ -517,6 +527,11 @@ def remote_link(
             robot=robot,
             report=dict(report()),
         )
-        return client.infer(observation, extras)
+        try:
+            return client.infer(observation, extras)
+        except Refused as refused:
+            if refused.kind == "stopped" and on_stopped is not None:
+                on_stopped(str(refused))
+            raise
 
     return ThreadLink(ask, action_spec=client.info.action_spec, timeout_s=timeout_s, clock=clock)
