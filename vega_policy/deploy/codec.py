@@ -34,6 +34,9 @@ class Limits:
     max_dimensions: int = 4
     max_entries: int = 1024
     """Of one map or list."""
+    max_total: int = 16384
+    """Maps, lists and their entries, of the whole message: an empty list is one byte on the wire and
+    sixty in memory, so that megabytes of them would take a gigabyte and seconds of the event loop."""
     max_depth: int = 16
     """Maps and lists within each other."""
     max_text: int = 65536
@@ -70,10 +73,28 @@ def unpack(data: bytes, *, limits: Limits | None = None) -> Any:  # noqa: ANN401
             max_array_len=allowed.max_entries,
             max_map_len=allowed.max_entries,
             max_ext_len=0,
+            object_hook=(count := _Count(allowed.max_total)),
+            list_hook=count,
         )
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"a message that is no msgpack of this protocol: {error}") from error
     return _decode(tree, allowed, depth=0)
+
+
+class _Count:
+    """Ends the decoding of a message with too many entries while it is still small."""
+
+    def __init__(self, allowed: int) -> None:
+        self._allowed = allowed
+        self._left = allowed
+
+    def __call__(self, node: Any) -> Any:  # noqa: ANN401 - whatever was sent
+        self._left -= 1 + len(node)
+        if self._left < 0:
+            raise WireError(
+                f"a message with more than {self._allowed} entries; send large data as arrays"
+            )
+        return node
 
 
 def _encode(value: Any) -> dict[bytes, Any]:  # noqa: ANN401 - what msgpack does not know
