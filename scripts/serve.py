@@ -34,10 +34,9 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
         raise ContractError(
             f"the server needs {error.name}; pip install 'vega-policy[serve]'"
         ) from error
-    from vega_policy.deploy.live import live_response
-
     from vega_policy.control.estop import EmergencyStop
     from vega_policy.deploy.feed import Feed
+    from vega_policy.deploy.live import live_response
 
     chosen = dict(config["serve"])
     port_file, has_page, record = (chosen.pop(k) for k in ("port_file", "page", "record"))
@@ -46,7 +45,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     ServerSettings(**chosen, api_keys=keys)
     policy, image_px, metadata = load(config)
     estop = EmergencyStop()
-    feed: Any = Feed(action_spec=policy.action_spec)
+    feed: Any = Feed(action_spec=policy.action_spec, about=metadata)
     if record is not None:
         from vega_policy.deploy.recording import Recording
 
