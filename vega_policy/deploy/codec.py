@@ -139,7 +139,7 @@ def _dtype(node: dict[Any, Any]) -> np.dtype[Any]:
         dtype = np.dtype(name)
     except (TypeError, ValueError) as error:
         raise WireError(f"an array of unknown dtype {name!r}; send {_KINDS}") from error
-    if dtype.kind not in _KINDS:
+    if dtype.kind not in _KINDS or dtype.itemsize > 8:  # longer ones differ by machine
         raise WireError(f"an array of dtype {name!r}; send booleans, integers or floats")
     return dtype
 
@@ -148,10 +148,15 @@ def _array(node: dict[Any, Any], limits: Limits) -> np.ndarray[Any, Any]:
     dtype, data, shape = _dtype(node), node.get(b"data"), node.get(b"shape")
     if not isinstance(data, bytes) or not isinstance(shape, list):
         raise WireError("an array without bytes or shape; send data, dtype and shape")
-    if len(shape) > limits.max_dimensions or not all(type(n) is int and n >= 0 for n in shape):
+    are_sizes = all(type(n) is int and n >= 0 for n in shape)
+    if len(shape) > limits.max_dimensions or not are_sizes:
         raise WireError(
-            f"an array of shape {shape}; send at most {limits.max_dimensions} sizes, none negative"
+            f"an array of shape {str(shape)[:100]}; send at most {limits.max_dimensions} sizes, none "
+            "negative"
         )
+    # Beside a 0 any size would have the right number of bytes, and NumPy raise what nobody expects.
+    if math.prod(max(1, n) for n in shape) * dtype.itemsize > limits.max_bytes:
+        raise WireError(f"an array of shape {str(shape)[:100]}; send a smaller one")
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise WireError(
@@ -164,7 +169,17 @@ def _scalar(node: dict[Any, Any]) -> np.generic:
     dtype, data = _dtype(node), node.get(b"data")
     if not isinstance(data, bool | int | float):
         raise WireError(f"a NumPy number that holds {type(data).__name__}; send a number")
-    try:
-        return dtype.type(data)
-    except (OverflowError, ValueError) as error:
-        raise WireError(f"{data} does not fit a NumPy number of dtype {dtype.str}") from error
+    if not _fits(data, dtype):
+        raise WireError(
+            f"{data} does not fit a NumPy number of dtype {dtype.str}; send a larger one"
+        )
+    return dtype.type(data)
+
+
+def _fits(number: float, dtype: np.dtype[Any]) -> bool:
+    """Whether a number keeps its value: NumPy would wrap an integer and make a float infinite."""
+    if dtype.kind == "b":
+        return isinstance(number, bool)
+    if dtype.kind != "f":
+        return isinstance(number, int) and np.iinfo(dtype).min <= number <= np.iinfo(dtype).max
+    return not math.isfinite(number) or abs(number) <= float(np.finfo(dtype).max)
