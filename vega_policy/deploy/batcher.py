@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from vega_policy.control import require_valid_chunk
@@ -45,6 +47,16 @@ class _Question:
     asked_s: float
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Work:
+    batch: list[_Question]
+    results: asyncio.Future[list[ActionChunk | Exception]]
+
+    def deliver(self, results: list[ActionChunk | Exception]) -> None:
+        if not self.results.done():
+            self.results.set_result(results)
+
+
 class Batcher:
     """Asks the policy in one thread; the event loop never waits for it.
 
@@ -69,7 +81,10 @@ class Batcher:
         self._max_waiting = max_waiting
         self._waiting: deque[_Question] = deque()
         self._came = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._work: SimpleQueue[_Work | None] = SimpleQueue()
+        # Not an executor's thread, for which the end of the process would wait: one that hangs in
+        # a driver must not keep a server from ending.
+        self._thread = threading.Thread(target=self._compute, name="inference", daemon=True)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -79,6 +94,7 @@ class Batcher:
 
     def start(self) -> None:
         """Begin to answer; called in the event loop."""
+        self._thread.start()
         self._task = asyncio.create_task(self._run(), name="batcher")
 
     async def close(self) -> None:
@@ -89,8 +105,7 @@ class Batcher:
         for question in self._waiting:
             question.answer.cancel()
         self._waiting.clear()
-        # Not waited for: a stuck inference ends with the process.
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._work.put(None)
 
     async def ask(self, observation: Observation, *, key: int) -> Answered:
         """Return the answer; cancelling this call withdraws the question.
@@ -113,7 +128,12 @@ class Batcher:
         )
         self._waiting.append(question)
         self._came.set()
-        return await question.answer
+        try:
+            return await question.answer
+        except asyncio.CancelledError:
+            with contextlib.suppress(ValueError):  # it may be computed already
+                self._waiting.remove(question)  # else those who left would keep others out
+            raise
 
     async def _run(self) -> None:
         while True:
@@ -121,8 +141,9 @@ class Batcher:
             if not batch:
                 continue
             started_s = time.perf_counter()
-            loop = asyncio.get_running_loop()
-            results = await loop.run_in_executor(self._thread, self._infer, batch)
+            work = _Work(batch=batch, results=asyncio.get_running_loop().create_future())
+            self._work.put(work)
+            results = await work.results
             infer_s = time.perf_counter() - started_s
             for question, result in zip(batch, results, strict=True):
                 if question.answer.done():  # its asker left meanwhile
@@ -159,6 +180,13 @@ class Batcher:
             if not question.answer.done():
                 batch.append(question)
         return batch
+
+    def _compute(self) -> None:
+        """Answer batches, in the inference thread."""
+        while (work := self._work.get()) is not None:
+            results = self._infer(work.batch)
+            with contextlib.suppress(RuntimeError):  # the event loop ended meanwhile
+                work.results.get_loop().call_soon_threadsafe(work.deliver, results)
 
     def _infer(self, batch: Sequence[_Question]) -> list[ActionChunk | Exception]:
         """Answer in the inference thread; what breaks a batch is found by asking one by one."""

@@ -247,7 +247,7 @@ class PolicyServer:
                 origins=[None],  # no web page speaks to a robot through its visitor
                 compression=None,
                 max_size=settings.max_message_bytes,
-                max_queue=4,
+                max_queue=1,  # frames kept of a client that does not wait for its answers
                 open_timeout=10,
                 close_timeout=2,
                 ssl=self._ssl,
@@ -550,7 +550,7 @@ class PolicyServer:
         if await self._sent(connection, str(refusal)):
             reason = "Internal server error. Message included in previous frame."
             code = CLOSE_CODES[refusal.kind]
-            await connection.close(code, reason if code == 1011 else str(refusal)[:100])
+            await connection.close(code, reason if code == 1011 else _close_reason(str(refusal)))
         return False
 
     async def _sent(self, connection: ServerConnection, frame: str | bytes) -> bool:
@@ -578,6 +578,11 @@ class _Numbered(Refusal):
     def __init__(self, sentence: str, kind: Any, request_id: str | None) -> None:  # noqa: ANN401
         super().__init__(sentence, kind)
         self.request_id = request_id
+
+
+def _close_reason(sentence: str) -> str:
+    """Cut to what a closing frame holds: 123 bytes, whole characters."""
+    return sentence.encode()[:120].decode(errors="ignore")
 
 
 def _request_id(message: Any) -> str | None:  # noqa: ANN401 - whatever was sent

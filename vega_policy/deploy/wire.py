@@ -221,7 +221,8 @@ def _image_problem(image: Any, key: str) -> str:  # noqa: ANN401
 def _state_problem(state: Any) -> str:  # noqa: ANN401
     if not isinstance(state, np.ndarray) or state.shape != (PROPRIO_SIZE,):
         return f"{STATE_KEY} is {_what(state)}, expected {PROPRIO_SIZE} floats"
-    if state.dtype.kind != "f" or not np.isfinite(state).all():
+    # The largest of single precision: what the policy gets is cast to it.
+    if state.dtype.kind != "f" or not (np.abs(state) <= np.finfo(np.float32).max).all():
         return f"{STATE_KEY} has dtype {state.dtype} or values that are not finite"
     return ""
 
