@@ -154,14 +154,14 @@ def _array(node: dict[Any, Any], limits: Limits) -> np.ndarray[Any, Any]:
             f"an array of shape {str(shape)[:100]}; send at most {limits.max_dimensions} sizes, none "
             "negative"
         )
-    # Beside a 0 any size would have the right number of bytes, and NumPy raise what nobody expects.
-    if math.prod(max(1, n) for n in shape) * dtype.itemsize > limits.max_bytes:
-        raise WireError(f"an array of shape {str(shape)[:100]}; send a smaller one")
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise WireError(
             f"an array of shape {shape} and dtype {dtype.str} has {len(data)} bytes instead of {expected}"
         )
+    # Beside a 0 any size would have the right number of bytes, and NumPy raise what nobody expects.
+    if math.prod(max(1, n) for n in shape) * dtype.itemsize > limits.max_bytes:
+        raise WireError(f"an array of shape {str(shape)[:100]}; send a smaller one")
     return np.frombuffer(data, dtype=dtype).reshape(shape).copy()
 
 
