@@ -6,12 +6,15 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vega_policy.data.chunks import ChunkDataset, DataSource
 from vega_policy.data.convert import convert
 from vega_policy.data.episodes import open_episodes
+from vega_policy.data.frames import FrameTransform
 from vega_policy.data.rlds import RldsWriter, encode_image
 from vega_policy.data.tfrecords import (
     DamagedRecord,
@@ -274,3 +277,24 @@ def test_converting_back_gives_the_same_libero_files(shards, tmp_path):
         a, b = original.episode(index), back.episode(index)
         np.testing.assert_array_equal(a.images["agentview"], b.images["agentview"])
         np.testing.assert_array_equal(a.proprio, b.proprio)
+
+
+@pytest.mark.parametrize(("images", "expected"), [("lossy", "jpeg"), ("lossless", "recorded")])
+def test_frames_that_were_jpeg_files_are_not_made_one_again(tmp_path, images, expected):
+    source = open_episodes(write_suite(tmp_path / "original", px=16, n_demos=1) / SUITE)
+    convert(source, tmp_path / "rlds" / SUITE, format="rlds", images=images)
+    used = []
+
+    def through(name):
+        def apply(frames):
+            used.append(name)
+            return torch.zeros(len(frames), 3, 16, 16, dtype=torch.uint8)
+
+        return apply
+
+    transform = FrameTransform(
+        name="t", px=16, apply=through("recorded"), apply_to_jpeg=through("jpeg")
+    )
+    where = DataSource(dirs=(tmp_path / "rlds",), suites=(SUITE,), transform=transform)
+    ChunkDataset.open(where, horizon=8)
+    assert set(used) == {expected}

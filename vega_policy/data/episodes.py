@@ -95,6 +95,11 @@ class Reader(Protocol):
         ...
 
     @property
+    def is_jpeg(self) -> bool:
+        """Whether images went through JPEG files."""
+        ...
+
+    @property
     def refs(self) -> Sequence[EpisodeRef]:
         """Its episodes, in order."""
         ...
@@ -139,6 +144,11 @@ class EpisodeSource:
     def rate_hz(self) -> float:
         """Steps a second, as the data set says."""
         return self._reader.rate_hz
+
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether images went through JPEG files, as a published policy's did in training."""
+        return self._reader.is_jpeg
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -46,6 +46,8 @@ class FrameTransform:
     """Side of the resulting image."""
     apply: Callable[[Sequence[NDArray[np.uint8]]], Tensor]
     """Turns (h, w, 3) images into (n, 3, px, px) uint8."""
+    apply_to_jpeg: Callable[[Sequence[NDArray[np.uint8]]], Tensor] | None = None
+    """The same for images that were JPEG files already; ``apply`` where None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +127,9 @@ def _decode(
     temporary.mkdir(parents=True)
     height, width = source.episode(0, at=(0,)).images[CAMERAS[0]].shape[1:3]
     total = sum(ref.n_steps for ref in refs)
+    apply = None if transform is None else transform.apply
+    if transform is not None and transform.apply_to_jpeg is not None and source.is_jpeg:
+        apply = transform.apply_to_jpeg
     side = (height, width) if transform is None else (transform.px, transform.px)
     shape = (total, len(CAMERAS), 3, *side)
     images = np.lib.format.open_memmap(
@@ -138,9 +143,7 @@ def _decode(
             for view, camera in enumerate(CAMERAS):
                 frames = _frames(episode, camera, ref=ref, size=(height, width))
                 images[row : row + ref.n_steps, view] = (
-                    frames.transpose(0, 3, 1, 2)
-                    if transform is None
-                    else transform.apply(list(frames)).numpy()
+                    frames.transpose(0, 3, 1, 2) if apply is None else apply(list(frames)).numpy()
                 )
             for key, values in _low_dimensional(episode).items():
                 low[key].append(values)

@@ -39,6 +39,7 @@ class Hdf5Reader:
     left_out: tuple[str, ...]
     format: Format = "hdf5"
     rate_hz: float = CONTROL_HZ
+    is_jpeg: bool = False
 
     @classmethod
     def open(cls, path: Path, *, skip_damaged: bool) -> Hdf5Reader:

@@ -74,6 +74,7 @@ class LeRobotReader:
     _file_starts: Mapping[Path, int]
     """Index of the first step in each parquet file."""
     format: Format = "lerobot"
+    is_jpeg: bool = False
 
     @classmethod
     def open(cls, path: Path, *, skip_damaged: bool) -> LeRobotReader:

@@ -52,6 +52,7 @@ SHARD_BYTES = 128 * 1024**2
 """A shard is closed when it is larger than this."""
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<index>\d{5})-of-(?P<total>\d{5})")
 _JPEG_QUALITY = 95
+_JPEG_START = b"\xff\xd8"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,13 @@ class RldsReader:
     """Slices of the memory-mapped shards."""
     format: Format = "rlds"
     rate_hz: float = CONTROL_HZ
+
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether the images are JPEG files, judged by the first."""
+        example = parse_example(content(self._records[self.refs[0]]))
+        files = example[IMAGE_KEYS[AGENTVIEW]].items()
+        return bool(files) and bytes(files[0][:2]) == _JPEG_START
 
     @classmethod
     def open(cls, path: Path, *, skip_damaged: bool) -> RldsReader:
@@ -182,7 +190,7 @@ def decode_image(data: bytes | memoryview) -> NDArray[np.uint8]:
     JPEG is decoded with the fast integer transform, as TensorFlow does by default.
     """
     raw = bytes(data)
-    if raw[:2] == b"\xff\xd8":
+    if raw[:2] == _JPEG_START:
         import simplejpeg
 
         return simplejpeg.decode_jpeg(raw, colorspace="RGB", fastdct=True, fastupsample=False)

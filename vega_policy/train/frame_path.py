@@ -41,6 +41,10 @@ def frame_transform(config: PolicyConfig, augment: AugmentConfig) -> FrameTransf
         files = torch.stack([image_path.planes([image_path.through_jpeg(i)])[0] for i in images])
         return image_path.lanczos(files, px=px)
 
+    def exact_of_jpeg(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        fitted = image_path.lanczos(image_path.planes(list(images)), px=px)
+        return fitted if crops_later else image_path.centre_crop(fitted)
+
     def fast(images: Sequence[NDArray[np.uint8]]) -> Tensor:
         return image_path.fast(images, px=px, crop=config.centre_crop and not crops_later)
 
@@ -48,4 +52,10 @@ def frame_transform(config: PolicyConfig, augment: AugmentConfig) -> FrameTransf
         return None
     apply = {"exact": exact, "fast": fast}[config.image_transform]
     suffix = "-uncropped" if crops_later else ""
-    return FrameTransform(name=f"{config.image_transform}-{px}{suffix}", px=px, apply=apply)
+    return FrameTransform(
+        name=f"{config.image_transform}-{px}{suffix}",
+        px=px,
+        apply=apply,
+        # A second JPEG file would be one more than published policies were trained with.
+        apply_to_jpeg=exact_of_jpeg if config.image_transform == "exact" else None,
+    )
