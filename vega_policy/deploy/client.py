@@ -156,6 +156,7 @@ class Client:
             EnvFault: It cannot be reached, or did not answer in time.
         """
         give_up = time.monotonic() + wait_s
+        is_told = False
         while True:
             try:
                 return self._open(time.monotonic() + self._timeout_s)
@@ -163,7 +164,9 @@ class Client:
                 left_s = give_up - time.monotonic()
                 if left_s <= 0:
                     raise
-                log.info("waiting for %s: %s", self.url, fault)
+                if not is_told:
+                    log.info("waiting up to %g s: %s", wait_s, fault)
+                is_told = True
                 time.sleep(min(1.0, left_s))
 
     def infer(self, observation: Observation, extras: RequestExtras | None = None) -> ActionChunk:
