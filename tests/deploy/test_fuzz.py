@@ -1,8 +1,10 @@
 """Nothing that arrives breaks the decoder or the server; scripts/fuzz.py does the same at length."""
 
 import threading
+import tracemalloc
 from collections import Counter
 
+import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -30,6 +32,32 @@ def test_damaged_messages_are_refused_and_nothing_else_is_raised(tmp_path):
     assert not marker.exists()
     assert ends["refused"] > 1000
     assert ends["read"] > 50  # else only the first check of all was tried
+
+
+@pytest.mark.parametrize("empty", [b"\x90", b"\x80"], ids=["lists", "maps"])
+def test_a_message_of_nothing_but_empty_lists_is_refused_while_it_is_small(empty):
+    rows = 7 * (b"\xdc\x04\x00" + 1024 * (b"\xdc\x04\x00" + 1024 * empty))
+    tracemalloc.start()
+    with pytest.raises(WireError, match="entries; send large data as arrays"):
+        unpack(b"\x97" + rows)
+    assert tracemalloc.get_traced_memory()[1] < 16 * 2**20  # it would be half a gigabyte
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [[0, 2**62], [0, 2**63], [2**24, 0, 2**24, 2**24]])
+def test_an_empty_array_of_a_huge_shape_is_refused(shape):
+    node = {b"__ndarray__": True, b"data": b"", b"dtype": "<f8", b"shape": shape}
+    with pytest.raises(WireError, match="smaller"):
+        unpack(msgpack.packb({"a": node}))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("|u1", -1), ("<i4", 2**40), ("<f4", 1e300), ("<i8", 2.5), ("|b1", 5)]
+)
+def test_a_number_that_would_become_another_is_refused(dtype, value):
+    node = {b"__npgeneric__": True, b"data": value, b"dtype": dtype}
+    with pytest.raises(WireError, match="does not fit"):
+        unpack(msgpack.packb({"a": node}))
 
 
 def test_the_frames_are_the_same_for_the_same_seed():

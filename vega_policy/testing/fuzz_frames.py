@@ -138,6 +138,8 @@ def _tree(rng: random.Random, tree: dict[Any, Any]) -> bytes:
             at[key] = rng.choice(_DTYPES)
         elif key == b"shape" and rng.random() < 0.8:
             at[key] = [rng.choice(_SIZES) for _ in range(rng.randrange(7))]
+            if rng.random() < 0.5:  # the bytes that a size of 0 asks for
+                at[b"data"] = b""
         elif rng.random() < 0.15:
             at.pop(key, None)
         elif rng.random() < 0.15:
