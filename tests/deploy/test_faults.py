@@ -1,11 +1,13 @@
 """What breaks between robot and policy never becomes an unsafe command."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -305,3 +307,21 @@ def test_killed_server_is_a_hold_and_motion_resumes_when_it_is_back():
         process.wait()
     assert live.robot.unsafe() == []
     assert live.robot.largest_jump_m <= 0.0201
+
+
+def test_script_reports_every_fault_it_was_asked_for():
+    arguments = ["faults.only=[cut, 'stale cameras', kill]", "faults.seconds=0.5"]
+    done = subprocess.run(
+        [sys.executable, "scripts/faults.py", *arguments, "faults.camera_px=32"],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert [o["fault"] for o in result["faults"]] == ["cut", "stale cameras", "kill"]
+    assert result["unsafe"] == 0
+    assert all(o["to_recover_ms"] is not None for o in result["faults"])
+    assert result["faults"][1]["to_hold_ms"] is not None
