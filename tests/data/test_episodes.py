@@ -9,6 +9,7 @@ from vega_policy.data.convert import convert
 from vega_policy.data.episodes import open_episodes, open_suite, recognise
 from vega_policy.spec import CAMERAS, ContractError
 from vega_policy.testing.demos import make_demo, with_mask, write_suite, write_task
+from vega_policy.train.contract import look_at
 
 SUITE = "libero_object"
 FORMATS = ("hdf5", "lerobot", "rlds")
@@ -153,6 +154,17 @@ def test_a_damaged_demonstration_is_named_and_can_be_left_out(tmp_path):
     with pytest.raises(ContractError):
         dataset(tmp_path)
     assert dataset(tmp_path, skip_damaged=True).n_rows == 14 + 16
+
+
+def test_the_look_before_training_takes_the_first_episode_that_can_be_read(tmp_path):
+    write_suite(tmp_path, px=64)
+    with h5py.File(min((tmp_path / SUITE).glob("*.hdf5")), "a") as file:
+        del file["data/demo_0/actions"]
+        file["data/demo_0/actions"] = np.zeros((14, 6))
+    source = open_suite(tmp_path, SUITE)
+    with pytest.raises(ContractError, match=r"demo_0: actions is \(14, 6\), expected \(14, 7\)"):
+        look_at(source)
+    assert look_at(source, skip_damaged=True).image_px == (64, 64)
 
 
 def test_a_number_that_is_not_finite_is_refused(tmp_path):

@@ -128,6 +128,29 @@ def test_a_truncated_data_file_names_file_and_episode(copy):
         open_episodes(copy).episode(2)
 
 
+def test_a_flipped_bit_in_a_data_file_is_noticed(tmp_path):
+    folder = write(tmp_path / "x", [episode(k, n_steps=9) for k in range(3)], images="png")
+    path = folder / "data/chunk-000/file-000.parquet"
+    whole, good = path.read_bytes(), open_episodes(folder).episode(1)
+    for place in np.linspace(100, len(whole) - 1, 40).astype(int):
+        data = bytearray(whole)
+        data[place] ^= 16
+        path.write_bytes(data)
+        try:
+            found = open_episodes(folder).episode(1)
+        except ContractError:
+            continue
+        np.testing.assert_array_equal(found.actions, good.actions)
+        np.testing.assert_array_equal(found.images["wrist"], good.images["wrist"])
+    path.write_bytes(whole)
+
+
+def test_an_episode_of_one_step_is_read(tmp_path):
+    folder = write(tmp_path / "x", [episode(0, n_steps=1), episode(1, n_steps=9)], images="video")
+    one = open_episodes(folder).episode(0, at=(0, 0))
+    assert one.images["wrist"].shape == (2, 64, 64, 3)
+
+
 def test_a_data_file_of_another_set_is_noticed(copy, tmp_path):
     other = write(
         tmp_path / "other",

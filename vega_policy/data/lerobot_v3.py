@@ -179,7 +179,9 @@ class LeRobotReader:
             file_index=int(row[f"videos/{key}/file_index"]),
         )
         begin_s = float(row[f"videos/{key}/from_timestamp"])
-        return _decode_frames(path, [begin_s + step / self.rate_hz for step in steps], self.rate_hz)
+        wanted = sorted(set(steps))
+        frames = _decode_frames(path, [begin_s + s / self.rate_hz for s in wanted], self.rate_hz)
+        return frames if len(wanted) == len(steps) else frames[np.searchsorted(wanted, steps)]
 
 
 def _decode_frames(path: Path, times_s: Sequence[float], rate_hz: float) -> NDArray[np.uint8]:
@@ -219,7 +221,7 @@ def _read_rows(path: Path, *, first: int, n: int, columns: list[str]) -> pyarrow
     """Read some rows of a parquet file, touching only the row groups that hold them."""
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         ends = np.cumsum(sizes)
         groups = [i for i, end in enumerate(ends) if end > first and end - sizes[i] < first + n]

@@ -275,7 +275,9 @@ class _DataFile:
         self.index = index
         self._path = folder / DATA_PATH.format(**_split(index))
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = parquet.ParquetWriter(self._path, schema, compression="snappy")
+        self._writer = parquet.ParquetWriter(
+            self._path, schema, compression="snappy", write_page_checksum=True
+        )
 
     def write(self, table: pyarrow.Table) -> None:
         self._writer.write_table(table)

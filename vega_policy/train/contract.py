@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vega_policy.spec import CAMERAS
+from vega_policy.spec import CAMERAS, ContractError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -53,13 +53,22 @@ class DataShape:
     proprio_size: int
 
 
-def look_at(episodes: EpisodeSource) -> DataShape:
+def look_at(episodes: EpisodeSource, *, skip_damaged: bool = False) -> DataShape:
     """Read the shapes of the first episode without decoding the rest.
 
     Raises:
-        ContractError: It cannot be read.
+        ContractError: It cannot be read; none can, where damaged ones are skipped.
     """
-    episode = episodes.episode(0, at=(0,))
+    n_tries = len(episodes) if skip_damaged else 1
+    for index in range(n_tries):
+        try:
+            episode = episodes.episode(index, at=(0,))
+            break
+        except ContractError:
+            if index + 1 == n_tries:
+                raise
+    else:
+        raise ContractError(f"{episodes.path} has 0 demonstrations, expected at least 1; collect")
     height, width = episode.images[CAMERAS[0]].shape[1:3]
     return DataShape(
         image_px=(height, width),

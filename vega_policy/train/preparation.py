@@ -68,7 +68,7 @@ def open_policy(config: TrainConfig) -> VegaPolicy | None:
         build_prior(config.policy.prior, path=config.prior_path)
     problems = disagreements(
         config.policy if policy is None else policy.config,
-        look_at(found[0]),
+        look_at(found[0], skip_damaged=config.data.skip_damaged),
         settings=config.policy,
         statistics_keys=policy.statistics
         if start is not None and policy is not None and start.keeps_statistics
