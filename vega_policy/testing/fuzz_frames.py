@@ -138,21 +138,21 @@ def _tree(rng: random.Random, tree: dict[Any, Any]) -> bytes:
             at[key] = rng.choice(_DTYPES)
         elif key == b"shape" and rng.random() < 0.8:
             at[key] = [rng.choice(_SIZES) for _ in range(rng.randrange(7))]
-            if rng.random() < 0.5:  # the bytes that a size of 0 asks for
+            if rng.random() < 0.7:  # the bytes that a size of 0 asks for
                 at[b"data"] = b""
         elif rng.random() < 0.15:
             at.pop(key, None)
         elif rng.random() < 0.15:
-            at[rng.choice((0, b"bytes", "", "x" * 300, None, 1.5))] = at.get(key)
+            at[rng.choice((0, b"bytes", "", "x" * 300, None, 1.5))] = _copy(at.get(key))
         else:
-            at[key] = rng.choice(_VALUES)
+            at[key] = _copy(rng.choice(_VALUES))
     return msgpack.packb(damaged) or b""
 
 
 def _copy(node: Any) -> Any:  # noqa: ANN401 - a tree
     if isinstance(node, dict):
         return {key: _copy(value) for key, value in node.items()}
-    return list(node) if isinstance(node, list) else node
+    return [_copy(value) for value in node] if isinstance(node, list) else node
 
 
 def _maps(node: dict[Any, Any]) -> list[dict[Any, Any]]:
