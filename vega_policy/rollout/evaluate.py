@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from vega_policy.control import OpenLoop
+from vega_policy.control import ScheduleSettings, build_schedule
+from vega_policy.control.schedule import ScheduleName
 from vega_policy.rollout.doctor import keep
 from vega_policy.rollout.engine import LocalEngine
 from vega_policy.rollout.ledger import Ledger, RunHeader, job_of, storage_fault
@@ -57,8 +58,18 @@ class RolloutSettings:
     """``sampled``: placements drawn anew, on which a checkpoint may be chosen."""
     max_steps: int | None = None
     """Step limit; None is the benchmark's."""
+    schedule: ScheduleName = "open_loop"
+    """What turns chunks into actions, see `vega_policy.control.schedule`."""
     n_execute: int | None = None
-    """Actions applied per inference; None is the whole chunk."""
+    """Actions applied per inference, of ``open_loop``; None is the whole chunk."""
+    ask_every: int | None = None
+    """Control steps between two inferences, of ``asynchronous``."""
+    blend: float = 1.0
+    """Weight of the newest chunk, of ``asynchronous``."""
+    decay: float = 0.01
+    """Of ``ensemble``."""
+    latency_ms: float = 0.0
+    """Simulated time from an observation to its chunk."""
     workers: int | None = None
     """Simulator processes; None is `default_workers`."""
     max_batch: int = 16
@@ -104,6 +115,8 @@ class RolloutSettings:
         for name in ("max_delay_ms", "max_restarts"):
             if getattr(self, name) < 0:
                 found.append(f"rollout.{name} is {getattr(self, name)}; use 0 or more")
+        if not 0 <= self.latency_ms < 60_000:
+            found.append(f"rollout.latency_ms is {self.latency_ms}; use 0 or more, in milliseconds")
         if self.timeout_s <= 0:
             found.append(f"rollout.timeout_s is {self.timeout_s}; use a number above 0")
         return found
@@ -150,7 +163,7 @@ def prepare(settings: RolloutSettings, *, suite: SuiteInfo, action_spec: ActionS
             starts=settings.starts,
             shard=settings.shard,
         ),
-        lambda: OpenLoop(spec=action_spec, n_execute=settings.n_execute),
+        lambda: build_schedule(schedule_settings(settings), action_spec),
     ):
         try:
             made = check()
@@ -206,6 +219,7 @@ def evaluate(
             "max_steps": settings.max_steps,
             # Also where the whole chunk is meant: two checkpoints may have unequal ones.
             "n_execute": settings.n_execute or action_spec.horizon,
+            **_unusual(settings),
         },
         versions=versions(),
         plans=[plan.to_json()],
@@ -237,7 +251,8 @@ def evaluate(
                 make_simulator=make_simulator,
                 action_spec=action_spec,
                 run_dir=run_dir.resolve(),
-                n_execute=settings.n_execute,
+                schedule=schedule_settings(settings),
+                latency_ms=settings.latency_ms,
                 max_steps=settings.max_steps,
                 video=settings.video,
                 cameras=settings.cameras,
@@ -266,6 +281,38 @@ def evaluate(
         run_dir=run_dir,
         report=report,
     )
+
+
+def schedule_settings(settings: RolloutSettings) -> ScheduleSettings:
+    """Return the part that is about the schedule."""
+    return ScheduleSettings(
+        name=settings.schedule,
+        n_execute=settings.n_execute,
+        ask_every=settings.ask_every,
+        blend=settings.blend,
+        decay=settings.decay,
+    )
+
+
+def _unusual(settings: RolloutSettings) -> dict[str, Any]:
+    """Return what decides the rows and is not as published; absent where it is, as in older runs."""
+    found: dict[str, Any] = {}
+    if settings.schedule != "open_loop":
+        chosen = asdict(schedule_settings(settings))
+        found["schedule"] = {k: v for k, v in chosen.items() if k != "n_execute"}
+    if settings.latency_ms:
+        found["latency_ms"] = settings.latency_ms
+    return found
+
+
+def schedule_of(defines: Mapping[str, Any]) -> tuple[ScheduleSettings, float]:
+    """Return the schedule and the latency in milliseconds that a run was made with."""
+    unusual = defines.get("schedule")
+    if unusual is not None:
+        settings = ScheduleSettings(**unusual)
+    else:
+        settings = ScheduleSettings(n_execute=defines.get("n_execute"))
+    return settings, float(defines.get("latency_ms", 0.0))
 
 
 def _engine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vega_policy.control import ScheduleSettings
 from vega_policy.rollout.frames import Frame
 from vega_policy.rollout.plan import Job
 from vega_policy.spec import (
@@ -36,8 +38,10 @@ class WorkerSettings:
     """What the policy's numbers mean; the simulator must mean the same."""
     run_dir: Path
     """Videos and gate maps go below it."""
-    n_execute: int | None = None
-    """Actions applied per inference; None is the whole chunk."""
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    """What turns chunks into actions; by default every chunk is applied whole."""
+    latency_ms: float = 0.0
+    """From a question to its answer, in simulated time, in which the arm goes on as its schedule says."""
     max_steps: int | None = None
     """Step limit; None is the benchmark's."""
     video: VideoMode = "chunks"
@@ -47,6 +51,16 @@ class WorkerSettings:
     """Add a row with the gate maps over the camera images."""
     made_with: Mapping[str, str] = field(default_factory=dict[str, str])
     """Goes into every row as it is."""
+
+    @property
+    def delay_ticks(self) -> int:
+        """Control steps from a question to its answer."""
+        return math.ceil(self.latency_ms * self.action_spec.rate_hz / 1000 - 1e-9)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether chunks are applied as in the published protocol: none of it is worth recording."""
+        return self.schedule.name == "open_loop" and not self.delay_ticks
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vega_policy.rollout.engine import EngineSettings, LocalEngine
-from vega_policy.rollout.evaluate import made_with
+from vega_policy.rollout.evaluate import made_with, schedule_of
 from vega_policy.rollout.ledger import RunHeader, job_of, read_header, read_rows
 from vega_policy.rollout.messages import Missing, WorkerSettings
 from vega_policy.rollout.plan import inference_key
@@ -172,6 +172,12 @@ def replay(
     """
     header = read_header(run_dir)
     row, recorded = find_episode(run_dir, episode)
+    schedule, latency_ms = schedule_of(header.defines)
+    if policy is None and (schedule.name != "open_loop" or latency_ms):
+        raise ContractError(
+            f"{run_dir} was made with schedule {schedule.name} and {latency_ms:g} ms of latency, whose "
+            "actions are no whole chunks; replay it with the policy (mode=policy)"
+        )
     if video is not None and video.suffix != ".mp4":
         raise ContractError(f"video is {video}; name a file that ends in .mp4")
     mode: Mode = "actions" if policy is None else "policy"
@@ -342,6 +348,7 @@ class _Stage:
 
     def play(self, video: Path | None) -> tuple[EpisodeResult, Trace]:
         job, defines = job_of(self.row), self.header.defines
+        schedule, latency_ms = schedule_of(defines)
         with tempfile.TemporaryDirectory(prefix="replay-") as folder:
             run_dir = Path(folder)
             engine = LocalEngine(
@@ -350,7 +357,8 @@ class _Stage:
                     make_simulator=self.make_simulator,
                     action_spec=self.policy.action_spec,
                     run_dir=run_dir,
-                    n_execute=defines.get("n_execute"),
+                    schedule=schedule,
+                    latency_ms=latency_ms,
                     max_steps=defines.get("max_steps"),
                     video="none" if video is None else "all",
                     draw_gate=self.draws_gate,

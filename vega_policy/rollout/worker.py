@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vega_policy.control import OpenLoop
+from vega_policy.control import build_schedule, require_valid_chunk
+from vega_policy.control.hold import hold_action
 from vega_policy.rollout.frames import FrameBoard
 from vega_policy.rollout.gate_map import GateTrace
 from vega_policy.rollout.ledger import GATES, TRACES, VIDEOS, storage_fault
@@ -64,6 +65,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+_OPEN = -1.0
+"""Gripper command of a hold before any action: as in the settling steps."""
+
+
 class LoopGone(Exception):
     """The inference loop is gone; not an `EOFError`, which a simulator's file may raise too."""
 
@@ -88,7 +93,7 @@ class Worker:
         self._settings = settings
         self._folder = folder or (lambda: settings.run_dir)
         self._ask = ask
-        self._schedule = OpenLoop(spec=settings.action_spec, n_execute=settings.n_execute)
+        self._schedule = build_schedule(settings.schedule, settings.action_spec)
         self._simulator: Simulator | None = None
         self._task: Task | None = None
 
@@ -133,7 +138,12 @@ class Worker:
         episode.see(observation)
         outcome: Outcome = "failure"
         detail = ""
+        schedule = self._schedule
+        schedule.reset()
+        arrivals: dict[int, tuple[int, ActionChunk]] = {}
+        gripper = _OPEN
         while episode.n_steps < limit:
+            tick = episode.n_steps
             asked = time.perf_counter()
             question = _question(observation, simulator, episode.n_chunks, name=name)
             reply = self._ask(job, question)
@@ -141,13 +151,19 @@ class Worker:
             if isinstance(reply, Faulted):
                 outcome, detail = "policy_fault", reply.detail
                 break
-            chunk = reply.chunk
             try:
-                actions = self._schedule.actions(chunk, n_left=limit - episode.n_steps)
+                require_valid_chunk(reply.chunk, settings.action_spec)
             except PolicyFault as error:
                 outcome, detail = "policy_fault", str(error)
                 break
-            observation, succeeded, is_over = episode.apply(chunk, actions)
+            episode.asked(reply.chunk)
+            schedule.asked(tick)
+            arrivals[tick + settings.delay_ticks] = tick, reply.chunk
+            actions, is_held = self._until_next_question(
+                range(tick, limit), arrivals, gripper=gripper
+            )
+            gripper = float(actions[-1, -1])
+            observation, succeeded, is_over = episode.apply(actions, is_held=is_held)
             if succeeded:
                 outcome = "success"
             if succeeded or is_over:
@@ -173,6 +189,7 @@ class Worker:
             info={
                 **files,
                 "gate_mean": episode.gate_mean(),
+                **({} if settings.is_plain else {"holds": episode.n_holds}),
                 # What depends on the machine and the moment, kept apart from what does not.
                 "run": {
                     "attempt": attempt,
@@ -186,6 +203,31 @@ class Worker:
                 },
             },
         )
+
+    def _until_next_question(
+        self, ticks: range, arrivals: dict[int, tuple[int, ActionChunk]], *, gripper: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the actions (n, size) until the policy is asked again, and which of them hold.
+
+        Answers arrive meanwhile; they do not depend on what the simulator does, so all steps can be
+        handed to it at once and nothing is drawn that nobody looks at.
+        """
+        schedule, spec = self._schedule, self._settings.action_spec
+        actions: list[NDArray[np.float32]] = []
+        is_held: list[bool] = []
+        for tick in ticks:
+            if tick in arrivals:
+                asked, chunk = arrivals.pop(tick)
+                schedule.accept(chunk, asked=asked, now=tick)
+            if actions and schedule.should_ask(tick):
+                break
+            action = schedule.next(tick)
+            is_held.append(action is None)
+            if action is None:
+                action = hold_action(spec, gripper=gripper)
+            actions.append(action)
+            gripper = float(action[-1])
+        return np.stack(actions), np.array(is_held)
 
     def _simulator_for(self, key: EpisodeKey) -> Simulator:
         """Return the task's simulator; building one costs seconds and gigabytes, so one is kept."""
@@ -273,6 +315,8 @@ class _Recorder:
     simulate_s: float = 0.0
     n_steps: int = 0
     n_chunks: int = 0
+    n_holds: int = 0
+    """Control steps for which there was no action."""
 
     def __post_init__(self) -> None:
         """Keep the state the first inference sees."""
@@ -285,22 +329,25 @@ class _Recorder:
             self.images.append(self.seen)
             self.gates.append(self.chunk_gates[-1] if self.chunk_gates else None)
 
-    def apply(
-        self, chunk: ActionChunk, actions: NDArray[np.float32]
-    ) -> tuple[dict[str, Any], bool, bool]:
-        """Apply actions; return the observation, whether the task succeeded and whether it ended.
-
-        One call per chunk renders one picture; one call per action renders them all, and moves
-        the simulator just the same. Without a video nobody looks at where an episode ended.
-        """
+    def asked(self, chunk: ActionChunk) -> None:
+        """Keep the answer to what was seen last."""
         self.chunk_images.append(self.seen)
         self.chunk_gates.append(chunk.gate)
-        has_video = self.video != "none"
-        if has_video:
+        if self.video != "none":
             # The picture the policy saw carries the gate it answered with.
             self.gates[-1] = chunk.gate
         self.policy_ms.append(chunk.timing_ms)
         self.n_chunks += 1
+
+    def apply(
+        self, actions: NDArray[np.float32], *, is_held: NDArray[np.bool_]
+    ) -> tuple[dict[str, Any], bool, bool]:
+        """Apply actions; return the observation, whether the task succeeded and whether it ended.
+
+        One call per inference renders one picture; one call per action renders them all, and moves
+        the simulator just the same. Without a video nobody looks at where an episode ended.
+        """
+        has_video = self.video != "none"
         started = time.perf_counter()
         observation: dict[str, Any] = {}
         succeeded = is_over = False
@@ -318,6 +365,7 @@ class _Recorder:
         self.simulate_s += time.perf_counter() - started
         self.counts.append(self.n_steps - before)
         self.actions.append(actions[: self.counts[-1]])
+        self.n_holds += int(is_held[: self.counts[-1]].sum())
         self.state_hashes.append(f"{self.digests[-1]:016x}")
         return observation, bool(succeeded), bool(is_over)
 
