@@ -201,6 +201,7 @@ class Pilot:
                 "state": self._state,
                 "reason": self._reason,
                 "dry_run": self._dry_run,
+                "schedule": type(self._schedule).__name__,
                 "ticks": stats.n_ticks,
                 "actions": stats.n_actions,
                 "holds": dict(stats.holds),
