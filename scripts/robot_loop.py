@@ -66,8 +66,10 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     """Run the loop the configuration describes."""
     chosen = config["loop"]
     profile = RobotProfile.from_dict(config["robot"])
-    settings = ScheduleSettings(**config["schedule"])
-    schedule = build_schedule(settings, profile.action)
+    settings = ScheduleSettings(
+        **{**config["schedule"], "name": config["schedule"]["name"] or "asynchronous"}
+    )
+    build_schedule(settings, profile.action)  # a mistake is told before anything is waited for
     make_robot = partial(simulated_arm, config, profile)
     if chosen["adapter"] is not None:
         make_robot = own_arm(config, profile)
@@ -78,12 +80,12 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
             raise ContractError("this policy cannot drive this robot: " + "; ".join(problems))
         arm = make_robot(source.info)
         try:
-            latencies_s = look_first(source, arm, profile, settings, config=config)
+            latencies_s, settings = look_first(source, arm, profile, settings, config=config)
             return drive(
                 source,
                 arm,
                 profile,
-                schedule,
+                build_schedule(settings, profile.action),
                 config=config,
                 latencies_s=latencies_s,
                 is_armed=chosen["adapter"] is None if chosen["arm"] is None else chosen["arm"],
@@ -193,8 +195,12 @@ def look_first(
     settings: ScheduleSettings,
     *,
     config: dict[str, Any],
-) -> list[float]:
-    """Look, ask, and compare, before anything moves; return the latencies of warm inferences.
+) -> tuple[list[float], ScheduleSettings]:
+    """Look, ask, and compare, before anything moves.
+
+    Returns:
+        The latencies of warm inferences, and the schedule: the one that was chosen, or for a
+        simulated arm where none was and the policy is slow, the one that waits.
 
     Raises:
         ContractError: Something speaks against starting; the message lists all of it.
@@ -217,15 +223,17 @@ def look_first(
     finally:
         link.close()
     judged = start_problems(profile, source.info.action_spec, latencies_s, settings)
-    for warning in start_warnings(profile, latencies_s, settings):
-        log.warning("%s", warning)
-    # A simulated arm that waits for a slow policy breaks nothing.
     is_simulated = isinstance(arm, SimulatedArmProcess)
+    if judged and is_simulated and config["schedule"]["name"] is None:
+        log.warning("schedule.name=open_loop, which waits for its answers: %s", "; ".join(judged))
+        settings = ScheduleSettings(name="open_loop")
+        judged = start_problems(profile, source.info.action_spec, latencies_s, settings)
     if problems or (judged and not is_simulated and not config["loop"]["force"]):
         raise ContractError(f"not started: {'; '.join([*problems, *judged])}")
-    for problem in judged:
+    # A simulated arm that waits for a slow policy breaks nothing.
+    for problem in [*judged, *start_warnings(profile, latencies_s, settings)]:
         log.warning("started although %s", problem)
-    return latencies_s
+    return latencies_s, settings
 
 
 def with_cameras(link: Link, arm: Robot) -> Link:

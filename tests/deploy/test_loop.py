@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -446,3 +448,34 @@ def wait_for(process, words):
 def test_schedules_of_the_script_are_those_of_the_package():
     for name in ("open_loop", "asynchronous", "ensemble"):
         build_schedule(ScheduleSettings(name=name), ActionSpec())
+
+
+def test_example_of_the_documentation_drives_a_driver_in_its_own_units():
+    text = (ROOT / "docs" / "robot_loop.md").read_text()
+    (code,) = re.findall(r'```python\n("""my_arm.py.*?)```', text, flags=re.DOTALL)
+    names = {}
+    exec(compile(code, "my_arm.py", "exec"), names)  # noqa: S102
+    sent = []
+    state = SimpleNamespace(
+        is_in_reflex=False,
+        position_m=np.array([0.4, 0.0, 0.3]),
+        rotation=np.eye(3),
+        fingers_m=np.array([0.04, -0.04]),
+        taken_s=1.0,
+    )
+    driver = SimpleNamespace(
+        state=lambda: state, send=sent.append, send_zero=lambda: None, stop=lambda: None
+    )
+    frame = SimpleNamespace(rgb=np.zeros((8, 8, 3), np.uint8), taken_s=1.0)
+    cameras = SimpleNamespace(newest=lambda _: frame)
+    arm = names["FrankaArm"](profile(), "go", driver, cameras)
+    assert isinstance(arm, Robot)
+    assert arm.observe().observation.proprio.shape == (8,)
+    action = np.array([1, 0, 0, 1, 0, 0, -1], np.float32)
+    arm.apply(Command(kind="action", action=action))
+    # 0.5 rad, which is half of what this driver turns for a command of 1.
+    np.testing.assert_allclose(sent[0], [1, 0, 0, 0.5, 0, 0, -1])
+    assert action[3] == 1
+    state.is_in_reflex = True
+    with pytest.raises(EnvFault, match="reflex"):
+        arm.observe()
