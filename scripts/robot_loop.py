@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -277,12 +278,12 @@ def drive(
     reports.append(pilot.report)
     loop = RobotLoop(arm, pilot, profile=profile, estop=estop, status_s=chosen["status_s"])
 
-    def release(*_: object) -> None:
+    def release() -> None:
         estop.release("the person who sent SIGUSR2")
         pilot.arm()
 
-    signal.signal(signal.SIGUSR1, lambda *_: estop.press("SIGUSR1", by="a person"))
-    signal.signal(signal.SIGUSR2, release)
+    on_signal(signal.SIGUSR1, lambda: estop.press("SIGUSR1", by="a person"))
+    on_signal(signal.SIGUSR2, release)
     if is_armed:
         pilot.arm()
     else:
@@ -305,6 +306,11 @@ def drive(
         "interventions": dict(pilot.stats.interventions),
         "state": pilot.state,
     }
+
+
+def on_signal(number: int, do: Callable[[], None]) -> None:
+    """Have a signal do something in a thread: its handler may interrupt a half-done step."""
+    signal.signal(number, lambda *_: threading.Thread(target=do, daemon=True).start())
 
 
 def run_episodes(
