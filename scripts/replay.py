@@ -19,7 +19,7 @@ from rollout import build_policy, build_suite
 
 from vega_policy.rollout.ledger import read_header
 from vega_policy.rollout.replay import Mode, find_episode, replay
-from vega_policy.spec import VegaError
+from vega_policy.spec import FULL_ARM, VegaError
 from vega_policy.spec.names import require_name
 
 
@@ -34,7 +34,8 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     policy, defines = None, {}
     if config["mode"] == "policy":
         policy, defines = build_policy(made_by, suite)
-        policy = policy.arm(row.arm)
+        if (arm := row.arm) != FULL_ARM:
+            policy = policy.arm(arm)  # pyright: ignore[reportAttributeAccessIssue] - only ours has arms
     result = replay(
         run_dir,
         row.name,

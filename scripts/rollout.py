@@ -2,12 +2,14 @@
 
 python scripts/rollout.py suite=libero_object rollout.init_states=20
 python scripts/rollout.py checkpoint=path/to/directory name=mine     # again: continues it
+python scripts/rollout.py policy=remote policy.url=ws://127.0.0.1:8000    # a server answers
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from datetime import datetime
 from functools import partial
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra_cli import run
 
+from vega_policy.deploy.wire import EXTRAS_KEY
 from vega_policy.rollout.doctor import Needs, Verdict, preflight
 from vega_policy.rollout.doctor.machine import SIMULATOR_GB, TOY_GB
 from vega_policy.rollout.evaluate import RolloutSettings, default_workers, evaluate, prepare
@@ -29,15 +32,14 @@ from vega_policy.spec import FULL_ARM, ActionSpec, ContractError, EnvFault
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vega_policy.policy import VegaPolicy
     from vega_policy.spec import Policy, Simulator
-    from vega_policy.testing.fake_policy import FakePolicy
 
 log = logging.getLogger("scripts")
 
 PUBLISHED_CAMERA_PX = 256
 """Side of the images in the published OpenVLA-OFT evaluation."""
 ARMS = ("full", "gate_clamped")
+API_KEY = "VEGA_API_KEY"
 FAKE_CHECKPOINT = "fake"
 """A policy without weights, for the suites of `vega_policy.testing`."""
 
@@ -228,9 +230,7 @@ def build_suite(config: dict[str, Any]) -> tuple[SuiteInfo, Callable[..., Simula
     return info, make
 
 
-def build_policy(
-    config: dict[str, Any], suite: SuiteInfo
-) -> tuple[VegaPolicy | FakePolicy, dict[str, Any]]:
+def build_policy(config: dict[str, Any], suite: SuiteInfo) -> tuple[Policy, dict[str, Any]]:
     """Load the checkpoint; also return what about it decides the results."""
     alone = {"arms": [FULL_ARM], "feature_store": None}
     whole = {**config, "rollout": {**config["rollout"], **alone}}
@@ -240,7 +240,7 @@ def build_policy(
 
 def policy_recipe(
     config: dict[str, Any], suite: SuiteInfo
-) -> tuple[Callable[[], Mapping[str, VegaPolicy | FakePolicy]], dict[str, Any]]:
+) -> tuple[Callable[[], Mapping[str, Policy]], dict[str, Any]]:
     """Return what loads the checkpoint, here or elsewhere, and what of it decides the results."""
     checkpoint, camera_px = config["checkpoint"], config["rollout"]["camera_px"]
     arms = tuple(config["rollout"]["arms"])
@@ -248,6 +248,13 @@ def policy_recipe(
     cadence, store, wanted = (
         config["rollout"].get(name) for name in ("prior_cadence", "feature_store", "unnorm_key")
     )
+    source = config.get("policy") or {"kind": "checkpoint"}
+    if source.get("kind") == "remote":
+        return remote_recipe(config, source)
+    if source.get("kind") != "checkpoint":
+        raise ContractError(
+            "a rollout has policy=checkpoint or policy=remote; the others describe models to train"
+        )
     if checkpoint == FAKE_CHECKPOINT:
         if cadence is not None or store is not None:
             raise ContractError(
@@ -303,6 +310,61 @@ def policy_recipe(
     if cadence > 1:  # absent where there is none, as in runs that know of no cadence
         defines["prior_cadence"] = cadence
     return recipe, defines
+
+
+def remote_recipe(
+    config: dict[str, Any], source: dict[str, Any]
+) -> tuple[Callable[[], Mapping[str, Policy]], dict[str, Any]]:
+    """Connect to a server, and return what it says of its policy.
+
+    Raises:
+        ContractError: It cannot be reached, or what is asked for needs the policy here.
+    """
+    from vega_policy.deploy.client import RemotePolicy
+
+    chosen = config["rollout"]
+    here_only = [
+        name
+        for name, usual in (("prior_cadence", None), ("feature_store", None), ("unnorm_key", None))
+        if chosen.get(name) != usual
+    ]
+    if tuple(chosen["arms"]) != (FULL_ARM,) or here_only:
+        what = ", ".join([*here_only, *(["arms"] if tuple(chosen["arms"]) != (FULL_ARM,) else [])])
+        raise ContractError(
+            f"rollout.{what} is decided where the policy is; leave it out, or play with "
+            "policy=checkpoint"
+        )
+    if chosen.get("engine") == "ray":
+        raise ContractError("a remote policy needs no cluster; set rollout.engine=local")
+    policy = RemotePolicy(
+        source["url"],
+        action_spec=ActionSpec(),
+        api_key=source["api_key"] or os.environ.get(API_KEY) or None,
+        connections=source["connections"],
+        timeout_s=source["timeout_s"],
+        want_gate=True,
+    )
+    try:
+        info = policy.connect()
+    except EnvFault as error:
+        raise ContractError(str(error)) from error
+    said = info.metadata.get(EXTRAS_KEY, {})
+    camera_px = chosen["camera_px"] or info.image_px or PUBLISHED_CAMERA_PX
+    if info.image_px is not None and camera_px != info.image_px:
+        raise ContractError(
+            f"rollout.camera_px is {camera_px}, the server takes images of {info.image_px} px; leave "
+            "rollout.camera_px=null"
+        )
+    defines = {
+        "checkpoint_sha256": str(said.get("checkpoint_sha256") or source["url"]),
+        "camera_px": camera_px,
+        **{
+            name: str(said[key])
+            for name, key in (("device", "device"), ("unnorm_key", "statistics"))
+            if said.get(key)
+        },
+    }
+    return lambda: {FULL_ARM: policy}, defines
 
 
 if __name__ == "__main__":

@@ -365,6 +365,13 @@ class RemotePolicy:
         """What the returned numbers mean; connects if that did not happen yet."""
         return self.info.action_spec
 
+    @property
+    def ignores(self) -> tuple[str, ...]:
+        """Inputs the policy is made without, so that a preflight does not miss them."""
+        said = self.info.metadata.get(EXTRAS_KEY)
+        named = said.get("ignores") if isinstance(said, dict) else None
+        return tuple(str(name) for name in named) if isinstance(named, list) else ()
+
     def act(self, batch: Sequence[Observation], *, keys: Sequence[int]) -> list[ActionChunk]:
         """Answer each observation; see `vega_policy.spec.Policy` and, for errors, `Client.infer`."""
         if len(batch) != len(keys):

@@ -175,6 +175,7 @@ class PolicyServer:
                 "action": {f: getattr(spec, f) for f in spec.__dataclass_fields__},
                 "cameras": list(self._cameras),
                 "image_px": settings.image_px if settings.image_fit == "refuse" else None,
+                "ignores": list(getattr(policy, "ignores", ())),
                 "orientation": "upright",
                 "state": "end-effector position (3) m, axis-angle (3) rad, two fingers (2) m",
                 **(metadata or {}),
