@@ -241,7 +241,7 @@ def test_an_unusual_schedule_is_part_of_what_a_run_is(delayed):
     assert all(row.info["holds"] == 2 for row in read_rows(delayed))
     answer = rollout(delayed.parent, "rollout.schedule=asynchronous", "rollout.latency_ms=150")
     assert answer.returncode == 2
-    assert "latency_ms: the run has 100.0, now it is 150.0" in answer.stderr
+    assert "latency_ms: the run has 100, now it is 150" in answer.stderr
 
 
 def test_a_usual_one_leaves_no_mark_so_that_older_runs_are_continued(tmp_path):
