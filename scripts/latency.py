@@ -82,7 +82,9 @@ def settings_of(config: dict[str, Any], cell: Cell, root: Path) -> dict[str, Any
             "rollout.schedule and rollout.latency_ms are what is varied; set latency.schedules and "
             "latency.latencies_ms"
         )
-    mine = {"schedule": cell.schedule, "latency_ms": cell.latency_ms}
+    mine: dict[str, Any] = {"schedule": cell.schedule, "latency_ms": cell.latency_ms}
+    if cell.schedule != "asynchronous":
+        mine["ask_every"] = None
     return {**config, "name": cell.name, "out_dir": str(root), "rollout": {**rollout, **mine}}
 
 
