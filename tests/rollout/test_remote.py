@@ -63,7 +63,10 @@ def timeless(run_dir):
     return rows
 
 
-FAKE = ("suite=fake_reach", "rollout.tasks=[0,3]", "rollout.init_states=2")
+FAKE = (
+    *("suite=fake_reach", "rollout.tasks=[0,3]", "rollout.init_states=2"),
+    "rollout.camera_px=128",  # this policy takes any size, so a server cannot say it
+)
 
 
 def test_rows_through_a_server_are_those_of_the_policy_in_this_process(tmp_path):
