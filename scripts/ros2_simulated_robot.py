@@ -1,7 +1,8 @@
 """Play the robot of scripts/ros2_node.py from a simulation: one episode, through ROS 2 topics.
 
 python scripts/ros2_simulated_robot.py simulated.task=1
-python scripts/ros2_simulated_robot.py simulated.lock_step=true   # with node.lock_step=true
+python scripts/ros2_simulated_robot.py simulated.speed=0.2        # node: --ros-args -p use_sim_time:=true
+python scripts/ros2_simulated_robot.py simulated.lock_step=true   # node: node.lock_step=true
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from rollout import build_suite
 from ros2_node import read_topics
 
 from vega_policy.control.profile import RobotProfile
-from vega_policy.deploy.loop import ended_by_signals
+from vega_policy.deploy.loop import Spread, ended_by_signals
 from vega_policy.deploy.ros2 import load_ros
 from vega_policy.deploy.ros2.parameters import split_arguments
 from vega_policy.deploy.ros2.simulated_robot import SimulatedRobot
@@ -47,6 +49,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
             topics=topics,
             fingers=fingers,
             lock_step=chosen["lock_step"],
+            speed=chosen["speed"],
         )
         with ended_by_signals(ending.set):
             robot.run(until=ending.is_set, patience_s=chosen["patience_s"])
@@ -56,6 +59,10 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
             "steps": robot.n_steps,
             "told_to_hold": robot.n_told_to_hold,
             "held_by_itself": robot.n_holds,
+            "command_age_ms": {
+                "n": len(robot.ages_s),
+                **asdict(Spread.of(robot.ages_s, largest=max(robot.ages_s, default=0.0))),
+            },
             "state_sha256": hashlib.sha256(state.tobytes()).hexdigest(),
         }
     finally:

@@ -76,6 +76,7 @@ def played_through_ros(start, node_settings, robot_settings):
     node.send_signal(signal.SIGTERM)
     assert (code, result_of(node)[0]) == (0, 0)
     assert (episode.pop("told_to_hold"), episode.pop("held_by_itself")) == (0, 0)
+    assert episode.pop("command_age_ms")["n"] == 0
     return episode
 
 
@@ -84,6 +85,21 @@ def test_a_toy_episode_through_topics_equals_the_one_without(start):
     episode = played_through_ros(start, (*toy, "checkpoint=fake"), toy)
     assert episode == played_here(FakeEnv(suite="fake_reach", task_id=0), FakePolicy())
     assert episode["success"]
+
+
+def test_in_slow_motion_a_toy_episode_is_solved_without_waiting_for_each_other(start):
+    toy = ("suite=fake_reach",)
+    node = start(
+        "ros2_node",
+        *(*toy, "node.policy=local", "checkpoint=fake", "node.arm=true", "node.warm_up=1"),
+        *("--ros-args", "-p", "use_sim_time:=true"),
+    )
+    code, episode = result_of(start("ros2_simulated_robot", *toy, "simulated.speed=0.2"))
+    assert (code, episode["success"], episode["held_by_itself"]) == (0, True, 0)
+    node.send_signal(signal.SIGTERM)
+    code, report = result_of(node)
+    assert code == 0
+    assert report["actions"] + episode["told_to_hold"] >= episode["steps"] > 0
 
 
 @pytest.mark.sim

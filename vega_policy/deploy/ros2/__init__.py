@@ -21,6 +21,7 @@ class Ros:
     sensors: ModuleType
     std: ModuleType
     services: ModuleType
+    graph: ModuleType
 
 
 @cache
@@ -45,6 +46,7 @@ def load_ros() -> Ros:
             sensors=load("sensor_msgs.msg"),
             std=load("std_msgs.msg"),
             services=load("std_srvs.srv"),
+            graph=load("rosgraph_msgs.msg"),
         )
     except ImportError as error:
         raise ContractError(

@@ -100,6 +100,8 @@ class PolicyNode:
 
     What keeps it from starting becomes `fault`; a missing topic does not, a robot may come later.
 
+    With ROS's ``use_sim_time`` everything is measured in simulated seconds, the control rate too.
+
     Args:
         node: An ``rclpy`` lifecycle node, made by `make_node`.
         profile: The robot.
@@ -126,7 +128,11 @@ class PolicyNode:
         self._schedule = schedule
         self._policy = policy
         self._settings = settings or NodeSettings()
-        self._clock = self._step_clock if self._settings.lock_step else time.monotonic
+        self._has_sim_time = bool(node.get_parameter("use_sim_time").value)
+        if self._settings.lock_step:
+            self._clock = self._step_clock
+        else:
+            self._clock = self._ros_clock if self._has_sim_time else time.monotonic
         self._answered_ns = 0
         """Stamp of the observation that was acted on last, in lock-step."""
         self._link: Link | None = None
@@ -183,6 +189,7 @@ class PolicyNode:
                 stop_after_s=self._profile.stop_after_s,
                 on_hold=self._silent,
                 on_stop=lambda: self.estop.press("the node hung", by="its watchdog"),
+                clock=self._clock,
             )
             self._watchdog.start()
 
@@ -337,15 +344,20 @@ class PolicyNode:
 
     def _make_timer(self, period_s: float, callback: Callable[[], None]) -> Any:  # noqa: ANN401
         clock = load_ros().rclpy.clock
+        if self._has_sim_time and not self._settings.lock_step:
+            return self.node.create_timer(period_s, callback)
         # Not the node's clock: it jumps when somebody sets the time.
         steady = clock.Clock(clock_type=clock.ClockType.STEADY_TIME)
         return self.node.create_timer(period_s, callback, clock=steady)
 
     def _on_our_clock(self, stamp: int) -> float:
         """Return a header's time on the clock of the pilot."""
-        if self._settings.lock_step:
+        if self._settings.lock_step or self._has_sim_time:
             return stamp / NS
         return time.monotonic() - (self.node.get_clock().now().nanoseconds - stamp) / NS
+
+    def _ros_clock(self) -> float:
+        return self.node.get_clock().now().nanoseconds / NS
 
     def _step_clock(self) -> float:
         return max(self._inbox.stamps.values(), default=0) / NS
@@ -509,12 +521,12 @@ class PolicyNode:
             return
         self._publish(command, now_ns)
         self._gripper = float(command.action[-1])
-        now_s = time.monotonic()
+        now_s = self._clock()
         if self._published_s:
             self._intervals_s.append(now_s - self._published_s)
         self._published_s = now_s
         if command.kind == "action" and seen is not None:
-            self._ages_s.append(self._clock() - seen.oldest_s)
+            self._ages_s.append(now_s - seen.oldest_s)
 
     def _publish(self, command: Command, stamp: int) -> None:
         message = load_ros().sensors.Joy()

@@ -52,6 +52,8 @@ class SimulatedRobot:
         topics: Names.
         fingers: Names and signs of the joints.
         lock_step: See above.
+        speed: Simulated seconds in a second, told on ``/clock``: below 1 for a machine that draws
+            slower than the cameras, with ``use_sim_time`` in the policy node. Not in lock-step.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class SimulatedRobot:
         topics: Topics,
         fingers: Fingers,
         lock_step: bool,
+        speed: float = 1.0,
     ) -> None:
         self._node = node
         self._simulator = simulator
@@ -71,9 +74,11 @@ class SimulatedRobot:
         self._profile = profile
         self._fingers = fingers
         self._is_lock_step = lock_step
+        self._speed = speed
+        self._begun = time.monotonic(), node.get_clock().now().nanoseconds
         self._gripper = profile.start_gripper
         self._commands: deque[tuple[NDArray[np.float32], int]] = deque()
-        self._stamp = node.get_clock().now().nanoseconds
+        self._stamp = self._now_ns()
         self.is_over = False
         """Whether the episode is: goal reached, or the step limit."""
         self.is_success = False
@@ -81,6 +86,8 @@ class SimulatedRobot:
         """Control steps of the episode."""
         self.n_holds = 0
         """Steps held by itself because no command came."""
+        self.ages_s: list[float] = []
+        """From a command's time stamp to its arrival, in simulated seconds; none in lock-step."""
         self.n_told_to_hold = 0
         """Commands that were holds."""
         qos, ros = make_qos(), load_ros()
@@ -92,6 +99,8 @@ class SimulatedRobot:
         self._joints = node.create_publisher(ros.sensors.JointState, topics.fingers, qos.sensor)
         self._instruction = node.create_publisher(ros.std.String, topics.instruction, qos.latched)
         self._estop = node.create_publisher(ros.std.Bool, topics.estop, qos.latched)
+        is_slow = speed != 1 and not lock_step
+        self._time = node.create_publisher(ros.graph.Clock, "/clock", 10) if is_slow else None
         node.create_subscription(ros.sensors.Joy, topics.command, self._on_command, qos.command)
         self._estop.publish(ros.std.Bool(data=False))
         self._instruction.publish(ros.std.String(data=simulator.instruction))
@@ -111,6 +120,7 @@ class SimulatedRobot:
         try:
             while not self.is_over and not until():
                 executor.spin_once(timeout_sec=0.005)
+                self._tell_time()
                 play()
                 if time.monotonic() - self._commanded_s > patience_s:
                     raise EnvFault(f"no command for {patience_s:g} s; see to the policy node")
@@ -121,6 +131,8 @@ class SimulatedRobot:
     def _on_command(self, message: Any) -> None:  # noqa: ANN401
         action, stamp, is_hold = read_command(message)
         self._commands.append((action, stamp))
+        if not self._is_lock_step:
+            self.ages_s.append((self._now_ns() - stamp) / NS)
         self._commanded_s = time.monotonic()
         self.n_told_to_hold += is_hold
 
@@ -138,8 +150,9 @@ class SimulatedRobot:
 
     def _play(self) -> None:
         now_s = time.monotonic()
-        is_due = now_s - self._looked_s >= self._profile.period_s
-        is_silent = self._has_moved and now_s - self._commanded_s > self._profile.hold_after_s
+        period_s, hold_after_s = self._profile.period_s, self._profile.hold_after_s
+        is_due = (now_s - self._looked_s) * self._speed >= period_s
+        is_silent = self._has_moved and (now_s - self._commanded_s) * self._speed > hold_after_s
         if self._commands:
             while self._commands and not self.is_over:
                 self._step(self._commands.popleft()[0])
@@ -148,8 +161,18 @@ class SimulatedRobot:
             self._step(hold_action(self._profile.action, gripper=self._gripper))
         elif not is_due:
             return
-        self._stamp = self._node.get_clock().now().nanoseconds
+        self._stamp = self._now_ns()
         self._show()
+
+    def _now_ns(self) -> int:
+        begun_s, begun_ns = self._begun
+        return begun_ns + round((time.monotonic() - begun_s) * self._speed * NS)
+
+    def _tell_time(self) -> None:
+        if self._time is not None:
+            message = load_ros().graph.Clock()
+            set_stamp(message.clock, self._now_ns())
+            self._time.publish(message)
 
     def _step(self, action: NDArray[np.float32]) -> None:
         self._seen, _, success, truncated, info = self._simulator.step_chunk(action[None])
