@@ -459,7 +459,7 @@ def test_example_of_the_documentation_drives_a_driver_in_its_own_units():
     state = SimpleNamespace(
         is_in_reflex=False,
         position_m=np.array([0.4, 0.0, 0.3]),
-        rotation=np.eye(3),
+        quaternion_xyzw=np.array([0.0, 0.0, 0.0, 1.0]),
         fingers_m=np.array([0.04, -0.04]),
         taken_s=1.0,
     )
