@@ -150,17 +150,24 @@ def test_a_flood_of_the_same_refusal_is_one_line_with_a_number(feed):
         feed.refused("the emergency stop is pressed", "arm")
     said = feed.snapshot()
     assert said["refused"] == 1000
-    assert [(e["kind"], e["times"]) for e in said["events"]] == [("estop", 1), ("refused", 1000)]
+    assert [(e["kind"], e["times"]) for e in said["events"]] == [
+        ("estop", 1),
+        ("robot", 1),
+        ("refused", 1000),
+    ]
     feed.refused("the emergency stop is pressed", "arm")
     again = feed.snapshot(said["n"])["events"]
-    assert [(e["id"], e["times"]) for e in again] == [(said["events"][1]["id"], 1001)]
+    assert [(e["id"], e["times"]) for e in again] == [(said["events"][2]["id"], 1001)]
 
 
 def test_a_robot_that_stops_is_an_event_and_one_between_chunks_is_none(feed):
     for state in ("running", "holding", "running", "stopped", "stopped"):
         report = {"state": state, "reason": "why"}
         feed.answered(observation(), chunk(), robot="arm", report=report)
-    assert [e["text"] for e in feed.snapshot()["events"]] == ["arm: stopped, why"]
+    assert [e["text"] for e in feed.snapshot()["events"]] == [
+        "arm: first request",
+        "arm: stopped, why",
+    ]
 
 
 def test_what_serves_and_what_a_chunk_means_is_said():

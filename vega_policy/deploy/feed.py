@@ -192,7 +192,7 @@ class Feed:
                 "t": round(at_s, 3),
                 "instruction": observation.instruction[:_MAX_TEXT],
                 "images": of.pictures[1],
-                "gates": {k: _rounded(v, 3) for k, v in (gate or {}).items()},
+                "gates": {k: _rounded(v, 4) for k, v in (gate or {}).items()},
             }
         return found
 
@@ -202,6 +202,7 @@ class Feed:
             if len(self._robots) >= MAX_ROBOTS:
                 self._robots.popitem(last=False)
             of = self._robots[name] = _Robot(chunks=deque(maxlen=self._capacity))
+            self._happened(now_s, "robot", f"{name or 'one without a name'}: first request")
         self._robots.move_to_end(name)
         of.seen_s = now_s
         if report:

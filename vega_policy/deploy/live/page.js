@@ -66,8 +66,11 @@ function forget() {
 }
 
 function choose(robot) {
+  if (robot === known.robot) return;
   Object.assign(known, { n: 0, robot, views: null, chunks: [] });
-  if (known.said) showRobots(known.said);
+  if (!known.said) return;
+  known.said.robot = robot; // what is known of it is shown now, its pictures come with the next answer
+  show({ ...known.said, views: null, events: [] });
 }
 
 function take(said) {
@@ -97,11 +100,11 @@ function judge() {
     ? "(stopped) Policy server" : "Policy server";
   if (!known.said) return;
   const robot = known.said.robots[known.robot];
-  const seenAge = known.views ? serverNow() - known.views.t : Infinity;
-  const reportAge = robot && robot.reported ? serverNow() - robot.reported : Infinity;
+  const seenAge = known.views ? serverNow() - known.views.t : NaN;
+  const reportAge = robot?.reported ? serverNow() - robot.reported : NaN;
   write("age", known.views ? ago(seenAge) : "");
   at("age").closest(".card").classList.toggle("old", seenAge > OLD_S);
-  at("timeline").closest(".card").classList.toggle("old", seenAge > WINDOW_S);
+  at("timeline").closest(".card").classList.toggle("old", seenAge > OLD_S);
   for (const id of ["facts", "interventions"]) {
     at(id).closest(".card").classList.toggle("old", reportAge > OLD_S);
   }
@@ -222,13 +225,14 @@ async function showViews(views) {
   at("views").replaceChildren(...figures);
   at("views").dataset.said = "";
   at("scale").hidden = !isDrawn;
-  if (isDrawn) { write("low", low.toFixed(2)); write("high", high.toFixed(2)); }
+  const digits = high - low < 0.05 ? 4 : 2;
+  if (isDrawn) { write("low", low.toFixed(digits)); write("high", high.toFixed(digits)); }
   write("instruction", views.instruction);
 }
 
 function showState(robot, age) {
   const report = robot?.report ?? {};
-  const isFresh = age <= OLD_S;
+  const isFresh = age <= OLD_S; // NaN: it never reported
   const state = typeof report.state === "string" ? report.state : "says nothing";
   at("state").className = `pill ${isFresh ? state.replaceAll(/[^a-z]/g, "") : ""}`;
   write("state", (report.state === undefined || isFresh ? state : `was ${state}`)
@@ -241,7 +245,7 @@ function showState(robot, age) {
 function rowsOf(entries, whole) {
   if (!entries.length) return [make("tr", {}, make("td", { colspan: 3, class: "soft" }, "none"))];
   return entries.sort((a, b) => b[1] - a[1]).map(([name, n]) => make("tr", {},
-    make("td", {}, name.replaceAll("_", " ")), make("td", { class: "number" }, thousands(n)),
+    make("td", {}, name), make("td", { class: "number" }, thousands(n)),
     make("td", { class: "number soft" }, whole ? `${(100 * n / whole).toFixed(1)} %` : "")));
 }
 
@@ -256,10 +260,9 @@ function showReport(robot) {
     ["last report", make("span", { id: "reported" })],
     ["last request", make("span", { id: "asked" })],
     ["chunks answered", count(robot?.answered)],
-    ["control steps", count(report.ticks)],
-    ["of them actions", count(report.actions)],
-    ["stops", count(report.stops)],
-    ["failed inferences", count(report.failed)],
+    ["schedule", typeof report.schedule === "string" ? report.schedule : "–"],
+    ["actions, of steps", `${count(report.actions)}, ${count(report.ticks)}`],
+    ["stops, failed inferences", `${count(report.stops)}, ${count(report.failed)}`],
     ["answer after, p99", `${ms(report.latency_ms)}, ${ms(report.latency_p99_ms)}`],
   ];
   at("facts").replaceChildren(...facts.map(([what, value]) =>
@@ -280,7 +283,7 @@ function showLatency(said) {
   write("p50", ms(p50));
   write("p99", ms(p99));
   write("of", thousands(of));
-  const [width, height, base, left] = [420, 176, 152, 6];
+  const [width, height, base, left] = [440, 126, 108, 6];
   const column = (width - 2 * left) / counts.length;
   const most = Math.max(...counts, 1);
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}` });
@@ -302,17 +305,19 @@ function showLatency(said) {
     const from = i ? edges[i - 1] : 0;
     return left + (i + (value - from) / (edges[i] - from)) * column;
   };
-  const mark = (value, name, text, y) => {
+  const mark = (value, name, text, y, why) => {
     const x = place(value);
     const isRight = x > width - 110;
-    svg.append(draw("line", { class: name, x1: x, x2: x, y1: y - 8, y2: base }), draw("text",
-      { class: name === "limit" ? "limit-text" : "strong", x: x + (isRight ? -4 : 4), y,
-        "text-anchor": isRight ? "end" : "start" }, text));
+    const label = draw("text", { class: name === "limit" ? "limit-text" : "strong",
+      x: x + (isRight ? -4 : 4), y, "text-anchor": isRight ? "end" : "start" }, text);
+    if (why) label.append(draw("title", {}, why));
+    svg.append(draw("line", { class: name, x1: x, x2: x, y1: y - 8, y2: base }), label);
   };
   const action = said.about.action;
   if (action) {
     const limit = 1000 * action.horizon / action.rate_hz / 2;
-    mark(limit, "limit", `limit ${Math.round(limit)} ms`, 38);
+    mark(limit, "limit", `limit ${Math.round(limit)} ms`, 36,
+      "with slower answers an asynchronous schedule runs out of actions");
   }
   if (p50 !== null) { mark(p50, "p50", "p50", 12); mark(p99, "p99", "p99", 25); }
   at("histogram").replaceChildren(svg);
@@ -320,61 +325,76 @@ function showLatency(said) {
     `Histogram of answer times: half below ${ms(p50)}, 99 of 100 below ${ms(p99)}`);
 }
 
+// A chunk is in force from its answer to the next one, or to its last row. Of an open loop the first
+// row belongs to the answer; the other schedules count from the question and skip what has passed.
+function spans(chunks, action, isOpenLoop) {
+  return chunks.map((chunk, i) => {
+    const first = isOpenLoop ? chunk.t : chunk.t - (chunk.latency_ms ?? 0) / 1000;
+    const last = first + chunk.actions.length / action.rate_hz;
+    const end = Math.max(Math.min(last, chunks[i + 1]?.t ?? Infinity), chunk.t);
+    return { chunk, first, last, start: chunk.t, end };
+  });
+}
+
 function showTimeline() {
   const action = known.said.about.action ?? { horizon: 8, rate_hz: 20, low: -1, high: 1, size: 7 };
+  const schedule = known.said.robots[known.robot]?.report.schedule;
+  const isOpenLoop = !["Asynchronous", "Ensemble"].includes(schedule);
   const now = serverNow();
   const from = now - (WINDOW_S - AHEAD_S);
   const [left, width, top] = [64, 1240, 10];
-  const lanes = [["move", 0, 3, 52], ["turn", 3, 6, 52], ["gripper", 6, 7, 26]];
-  const height = top + lanes.reduce((sum, lane) => sum + lane[3] + 5, 0);
+  const lanes = [["move", 0, 3, 40], ["turn", 3, 6, 40], ["gripper", 6, 7, 18]];
+  const height = top + lanes.reduce((sum, lane) => sum + lane[3] + 4, 0);
   const x = t => left + (t - from) / WINDOW_S * (width - left);
-  const svg = draw("svg", { viewBox: `0 0 ${width} ${height + 20}` });
+  const svg = draw("svg", { viewBox: `0 0 ${width} ${height + 18}` });
   const inside = draw("svg", { x: left, y: 0, width: width - left, height,
     viewBox: `${left} 0 ${width - left} ${height}` });
-  const chunks = known.chunks.filter(c => c.t + action.horizon / action.rate_hz > from);
-  chunks.forEach((chunk, i) => {
-    const end = chunk.t + chunk.actions.length / action.rate_hz;
-    const cut = Math.min(end, chunks[i + 1]?.t ?? Infinity);
-    const box = (name, a, b, extra) => draw("rect", { class: name, x: x(a),
-      width: Math.max(x(b) - x(a), 0.5), y: top, height: height - top - 5, ...extra });
-    const used = box("in-force", chunk.t, cut);
-    used.append(draw("title", {}, `answered ${clock(chunk.t)} after ${ms(chunk.latency_ms)}`));
-    inside.append(used, box("thinking", chunk.t - (chunk.latency_ms ?? 0) / 1000, chunk.t,
-      { y: 2, height: 4, rx: 2 }), draw("line", { class: "start", x1: x(chunk.t), x2: x(chunk.t),
-      y1: top, y2: height - 5 }));
-    if (cut < end) inside.append(box("replaced", cut, end));
+  const paths = { a: "", b: "", c: "", "a gone": "", "b gone": "", "c gone": "" };
+  const shown = spans(known.chunks, action, isOpenLoop).filter(span => span.last > from);
+  for (const { chunk, first, last, start, end } of shown) {
+    const box = (name, a, b, extra) => inside.appendChild(draw("rect", { class: name, x: x(a),
+      width: Math.max(x(b) - x(a), 0.5), y: top, height: height - top - 4, ...extra }));
+    if (first < start) box("replaced", first, start);
+    box("in-force", start, end).append(draw("title", {},
+      `answered ${clock(chunk.t)} after ${ms(chunk.latency_ms)}`));
+    if (end < last) box("replaced", end, last);
+    box("thinking", chunk.t - (chunk.latency_ms ?? 0) / 1000, chunk.t, { y: 2, height: 4, rx: 2 });
+    inside.append(draw("line", { class: "start", x1: x(start), x2: x(start), y1: top, y2: height - 4 }));
     let y = top;
-    for (const [, first, last, tall] of lanes) {
-      for (let k = first; k < Math.min(last, action.size); k++) {
-        const level = v => (y + tall - 2 - (Math.min(Math.max((v - action.low)
-          / (action.high - action.low), 0), 1)) * (tall - 4)).toFixed(1);
-        const points = (a, b) => chunk.actions.slice(a, b).map((row, j) => {
-          const t = chunk.t + (a + j) / action.rate_hz;
-          return `${x(t).toFixed(1)},${level(row[k])} ${x(t + 1 / action.rate_hz).toFixed(1)},${level(row[k])}`;
-        }).join(" ");
-        const n = Math.ceil((cut - chunk.t) * action.rate_hz - 1e-6);
-        inside.append(draw("polyline", { class: "abc"[k - first], points: points(0, n) }));
-        if (n < chunk.actions.length) {
-          inside.append(draw("polyline", { class: `${"abc"[k - first]} gone`, points: points(n) }));
-        }
+    for (const [, from_, to, tall] of lanes) {
+      for (let k = from_; k < Math.min(to, action.size); k++) {
+        const path = (a, b) => chunk.actions.map((row, i) => {
+          const s = Math.max(a, first + i / action.rate_hz);
+          const e = Math.min(b, first + (i + 1) / action.rate_hz);
+          if (e <= s) return "";
+          const share = Math.min(Math.max((row[k] - action.low) / (action.high - action.low), 0), 1);
+          const level = (y + tall - 2 - share * (tall - 4)).toFixed(1);
+          return `${x(s).toFixed(1)},${level} ${x(e).toFixed(1)},${level} `;
+        }).join("");
+        const add = (name, points) => { if (points) paths[name] += `M${points}`; };
+        const name = "abc"[k - from_];
+        add(name, path(start, end));
+        add(`${name} gone`, path(first, start));
+        add(`${name} gone`, path(end, last));
       }
-      y += tall + 5;
+      y += tall + 4;
     }
-  });
+  }
+  for (const [name, d] of Object.entries(paths)) if (d) inside.append(draw("path", { class: name, d }));
   let y = top;
   for (const [name, , , tall] of lanes) {
     svg.append(draw("line", { class: "line", x1: left, x2: width, y1: y + tall / 2, y2: y + tall / 2 }),
       draw("text", { x: 0, y: y + tall / 2 + 4 }, name));
-    y += tall + 5;
+    y += tall + 4;
   }
   svg.append(inside);
   for (let s = Math.ceil(AHEAD_S - WINDOW_S); s <= 0; s++) {
-    svg.append(draw("text", { x: x(now + s), y: height + 14, "text-anchor": "middle" },
+    svg.append(draw("text", { x: x(now + s), y: height + 13, "text-anchor": "middle" },
       s ? `${s} s`.replace("-", "−") : "now"));
   }
   svg.append(draw("line", { class: "now", x1: x(now), x2: x(now), y1: 0, y2: height }));
   at("timeline").replaceChildren(svg);
-  at("timeline").setAttribute("aria-label", `${chunks.length} chunks in the last seconds`);
+  at("timeline").setAttribute("aria-label", `${shown.length} chunks in the last seconds`);
 }
 
 // ---- stopping: the one thing this page can do ----------------------------------------------------
