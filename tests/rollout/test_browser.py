@@ -1,13 +1,4 @@
-"""The report in a real browser: no request, no error, filters that filter, a page that fits.
-
-Chromium is driven over a pipe in its DevTools protocol, with the standard library alone.
-"""
-
-import json
-import os
-import shutil
-import subprocess
-from contextlib import contextmanager
+"""The report in a real browser: no request, no error, filters that filter, a page that fits."""
 
 import numpy as np
 import pytest
@@ -19,114 +10,9 @@ from vega_policy.rollout.plan import Plan
 from vega_policy.rollout.report import write_report
 from vega_policy.rollout.video import write_mp4
 from vega_policy.spec import CAMERAS, Check, EpisodeResult
+from vega_policy.testing.browser import PATH, chromium
 
-NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
-PATH = next(filter(None, map(shutil.which, NAMES)), None)
 needs_browser = pytest.mark.skipif(PATH is None, reason="no Chromium: apt-get install chromium")
-
-
-class Browser:
-    """One page of a headless Chromium that has no network."""
-
-    def __init__(self, read, write):
-        self._read, self._write = read, write
-        self._n = 0
-        self._buffer = b""
-        self.events = []
-        targets = self.call("Target.getTargets", session=None)["targetInfos"]
-        target = next(t["targetId"] for t in targets if t["type"] == "page")
-        attach = {"targetId": target, "flatten": True}
-        self._session = self.call("Target.attachToTarget", attach, session=None)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.call(f"{domain}.enable")
-
-    def _message(self):
-        while b"\0" not in self._buffer:
-            part = os.read(self._read, 1 << 16)
-            assert part, "the browser ended"
-            self._buffer += part
-        line, _, self._buffer = self._buffer.partition(b"\0")
-        return json.loads(line)
-
-    def call(self, method, params=None, *, session=""):
-        self._n += 1
-        message = {"id": self._n, "method": method, "params": params or {}}
-        if session is not None:
-            message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while (answer := self._message()).get("id") != self._n:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
-
-    def open(self, path):
-        self.events.clear()
-        self.call("Page.navigate", {"url": path.resolve().as_uri()})
-        while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
-            self.events.append(self._message())
-
-    def of(self, method):
-        return [e["params"] for e in self.events if e.get("method") == method]
-
-    def run(self, script):
-        options = {"expression": script, "returnByValue": True, "awaitPromise": True}
-        answer = self.call("Runtime.evaluate", options)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def press(self, key):
-        for kind in ("rawKeyDown", "keyUp"):
-            code = {"Tab": 9}[key]
-            self.call(
-                "Input.dispatchKeyEvent", {"type": kind, "key": key, "windowsVirtualKeyCode": code}
-            )
-
-    def size(self, width, height=900):
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
-        )
-
-    def prefer(self, scheme):
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.call("Emulation.setEmulatedMedia", {"features": [feature]})
-
-
-@contextmanager
-def chromium(profile):
-    """Yield a `Browser`; its process ends with the block."""
-    theirs_in, ours_out = os.pipe()
-    ours_in, theirs_out = os.pipe()
-    command = [
-        PATH,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-extensions",
-        "--disable-background-networking",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--remote-debugging-pipe",
-        f"--user-data-dir={profile}",
-        "about:blank",
-    ]
-    # The protocol's pipe is at descriptors 3 and 4, which only a shell puts there portably.
-    shell = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
-    process = subprocess.Popen(
-        ["/bin/bash", "-c", shell, "bash", *command],
-        pass_fds=[theirs_in, theirs_out],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(theirs_in)
-    os.close(theirs_out)
-    try:
-        yield Browser(ours_in, ours_out)
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours_in)
-        os.close(ours_out)
 
 
 @pytest.fixture(scope="module")
