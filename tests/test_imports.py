@@ -19,6 +19,8 @@ IMPORT_LIGHT = """
 import sys
 import vega_policy, vega_policy.spec
 vega_policy.Observation
+import vega_policy.control.pilot, vega_policy.control.start, vega_policy.control.thread_link
+import vega_policy.deploy.client, vega_policy.deploy.loop
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
 
@@ -27,7 +29,7 @@ def test_every_module_imports_without_the_heavy_libraries():
     subprocess.run([sys.executable, "-c", IMPORT_ALL], check=True)
 
 
-def test_front_door_and_spec_load_no_torch():
+def test_front_door_spec_control_and_client_load_no_torch():
     subprocess.run([sys.executable, "-c", IMPORT_LIGHT], check=True)
 
 
