@@ -76,9 +76,10 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     if config["url"] is not None:
         tally, took_s = asyncio.run(ask_all(config["url"], cases, chosen))
     else:
-        settings = [f"serve.{name}={value}" for name, value in config["serve"].items()]
-        device = "null" if config["device"] is None else config["device"]
-        with started([f"checkpoint={checkpoint}", f"device={device}", *settings]) as server:
+        settings = {"checkpoint": checkpoint, "device": config["device"]}
+        settings |= {f"serve.{name}": value for name, value in config["serve"].items()}
+        given = [f"{name}={'null' if value is None else value}" for name, value in settings.items()]
+        with started(given) as server:
             tally, took_s = asyncio.run(ask_all(server.url, cases, chosen))
             server_said = server.end()
     answer = summary(tally, took_s, chosen) | {"checkpoint": checkpoint, "server": server_said}

@@ -7,15 +7,18 @@ VEGA_API_KEYS=... python scripts/serve.py serve.host=0.0.0.0    # for other mach
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra_cli import run
 
-from vega_policy.spec import ContractError
+from vega_policy.spec import CAMERAS, ContractError
 from vega_policy.spec.files import write_atomic
 
 if TYPE_CHECKING:
@@ -28,7 +31,10 @@ log = logging.getLogger("serve")
 
 def main(config: dict[str, Any]) -> dict[str, Any]:
     """Serve until told to end."""
-    try:
+    try:  # all of the extra, before weights are read
+        import prometheus_client  # noqa: F401
+        import websockets.asyncio.server  # noqa: F401
+
         from vega_policy.deploy.server import PolicyServer, ServerSettings
     except ImportError as error:
         raise ContractError(
@@ -41,19 +47,27 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     chosen = dict(config["serve"])
     port_file, has_page, record = (chosen.pop(k) for k in ("port_file", "page", "record"))
     keys = api_keys(chosen.pop("api_keys_file"))
+    max_batch = chosen.pop("max_batch")
     # All that can be wrong with the settings, before weights are read.
-    ServerSettings(**chosen, api_keys=keys)
-    policy, image_px, metadata = load(config)
+    ServerSettings(**chosen, api_keys=keys, max_batch=16 if max_batch is None else max_batch)
+    logging.getLogger("websockets").setLevel(logging.WARNING)  # a page asks every second
+    policy, served = load(config)
     estop = EmergencyStop()
-    feed: Any = Feed(action_spec=policy.action_spec, about=metadata)
+    feed: Any = Feed(action_spec=policy.action_spec, about=served.metadata)
     if record is not None:
         from vega_policy.deploy.recording import Recording
 
         feed = Recording(feed, Path(record))
     server = PolicyServer(
         policy,
-        settings=ServerSettings(**chosen, api_keys=keys, image_px=image_px),
-        metadata=metadata,
+        settings=ServerSettings(
+            **chosen,
+            api_keys=keys,
+            max_batch=served.max_batch if max_batch is None else max_batch,
+            image_px=served.image_px,
+        ),
+        cameras=served.cameras,
+        metadata=served.metadata,
         estop=estop,
         watcher=feed,
         page=partial(live_response, feed=feed, estop=estop) if has_page else None,
@@ -91,15 +105,27 @@ def api_keys(path: str | None) -> tuple[str, ...]:
     return keys
 
 
-def load(config: dict[str, Any]) -> tuple[Policy, int | None, dict[str, Any]]:
-    """Return the policy, the side of its images where it is fixed, and what clients are told of it."""
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What the server has to know of a policy, and its clients too."""
+
+    cameras: tuple[str, ...] = CAMERAS
+    image_px: int | None = None
+    """Side of its images where it is fixed."""
+    max_batch: int = 16
+    """Observations that are quicker together than one after the other."""
+    metadata: dict[str, Any]
+
+
+def load(config: dict[str, Any]) -> tuple[Policy, Served]:
+    """Return the policy and what is to be known of it."""
     from vega_policy.rollout.provenance import checkpoint_sha256, versions
 
     name = config["checkpoint"]
     if name == FAKE_CHECKPOINT:
         from vega_policy.testing.fake_policy import FakePolicy
 
-        return FakePolicy(), None, {"model": name, "checkpoint_sha256": name}
+        return FakePolicy(), Served(metadata={"model": name, "checkpoint_sha256": name})
     import torch
 
     from vega_policy.policy import choose_device, from_pretrained
@@ -111,19 +137,23 @@ def load(config: dict[str, Any]) -> tuple[Policy, int | None, dict[str, Any]]:
         folder, device=choose_device(config["device"]), unnorm_key=config["unnorm_key"]
     )
     settings = policy.config
-    is_fixed = settings.image_transform == "none"
-    return (
-        policy,
-        settings.image_px if is_fixed else None,
-        {
+    statistics = json.dumps(policy.statistics[policy.unnorm_key].to_dict(), sort_keys=True)
+    served = Served(
+        cameras=tuple(settings.cameras),
+        image_px=settings.image_px if settings.image_transform == "none" else None,
+        # A CPU computes them one by one, and the first would wait for the last.
+        max_batch=1 if policy.device.type == "cpu" else 16,
+        metadata={
             "model": Path(name).name,
             "checkpoint_sha256": checkpoint_sha256(folder),
             "image_transform": settings.image_transform,
             "statistics": policy.unnorm_key,
+            "statistics_sha256": hashlib.sha256(statistics.encode()).hexdigest(),
             "device": policy.device.type,
             "versions": versions(),
         },
     )
+    return policy, served
 
 
 if __name__ == "__main__":

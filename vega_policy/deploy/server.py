@@ -42,7 +42,7 @@ from vega_policy.deploy.wire import (
 from vega_policy.spec import CAMERAS, ContractError, EnvFault, Observation, VegaError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from websockets.asyncio.server import Server, ServerConnection
     from websockets.http11 import Request, Response
@@ -140,6 +140,7 @@ class PolicyServer:
         policy: Policy,
         *,
         settings: ServerSettings,
+        cameras: Sequence[str] = CAMERAS,
         metadata: Mapping[str, Any] | None = None,
         estop: EmergencyStop | None = None,
         watcher: Watcher | None = None,
@@ -150,6 +151,7 @@ class PolicyServer:
         Args:
             policy: Asked in a thread of its own, never by two at once.
             settings: How to serve.
+            cameras: Those that the policy looks at; a request has to have them.
             metadata: Joins what is said of the policy to every client, under ``vega``.
             estop: While it is pressed no action leaves.
             watcher: Is told what happens.
@@ -166,8 +168,7 @@ class PolicyServer:
         self._estop = estop or EmergencyStop()
         self._watcher = watcher
         self._page = page
-        wanted = getattr(policy, "cameras", None)
-        self._cameras = tuple(wanted) if wanted else CAMERAS
+        self._cameras = tuple(cameras)
         spec = policy.action_spec
         self._metadata = {
             EXTRAS_KEY: {
