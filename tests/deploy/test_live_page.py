@@ -97,15 +97,15 @@ def test_a_snapshot_says_whether_the_emergency_stop_is_pressed():
 class Server:
     """scripts/serve.py with a policy without weights."""
 
-    def __init__(self, folder):
-        address = folder / "address"
+    def __init__(self, folder, port=0):
+        address = folder / f"address of {port}"
         self.process = subprocess.Popen(
             [
                 sys.executable,
                 str(ROOT / "scripts/serve.py"),
                 "checkpoint=fake",
-                "serve.port=0",
-                f"serve.port_file={address}",
+                f"serve.port={port}",
+                f"serve.port_file='{address}'",
             ],
             cwd=folder,
             stdout=subprocess.DEVNULL,
@@ -346,26 +346,33 @@ def test_text_stands_out_from_what_is_behind_it(page, robot, scheme):
 def test_a_server_that_hangs_or_is_gone_leaves_nothing_that_looks_live(tmp_path, tab):
     server = Server(tmp_path)
     gone = "document.body.dataset.connection === 'gone'"
+    live = "document.body.dataset.connection === 'live'"
     grey = "getComputedStyle(document.querySelector('main')).filter"
     try:
         tab.open(server.page)
-        tab.until("document.body.dataset.connection === 'live'")
+        tab.until(live)
         assert tab.run(grey) == "none"
         assert tab.run("GONE_MS + 100 <= 2000")
         os.kill(server.process.pid, signal.SIGSTOP)  # takes connections, and never answers
         tab.until(gone)
         assert "grayscale" in tab.run(grey)
         assert tab.run("at('connection').textContent").startswith("no answer since")
-        # A press that cannot arrive says so, and arrives as soon as it can.
-        tab.click("#estop")
-        tab.until("at('estop-note').textContent.includes(\"robot's own button\")")
         os.kill(server.process.pid, signal.SIGCONT)
-        tab.until("document.body.dataset.connection === 'live'")
-        tab.until("at('banner').checkVisibility()")
-        with urlopen(f"{server.page}live/snapshot") as answer:  # noqa: S310
-            assert json.load(answer)["estop"]["pressed"]
+        tab.until(live)
+        assert tab.run(grey) == "none"
     finally:
         server.process.kill()
         server.process.wait()
     tab.until(gone)
     assert tab.run("document.title") == "(no answer) Policy server"
+    # A press that cannot arrive says so, and arrives as soon as there is a server again.
+    tab.click("#estop")
+    tab.until("at('estop-note').textContent.includes(\"robot's own button\")")
+    server = Server(tmp_path, port=int(server.page.rpartition(":")[2].strip("/")))
+    try:
+        tab.until("at('banner').checkVisibility() && !pressing")
+        with urlopen(f"{server.page}live/snapshot") as answer:  # noqa: S310
+            assert json.load(answer)["estop"]["pressed"]
+    finally:
+        server.process.kill()
+        server.process.wait()
