@@ -36,8 +36,6 @@ class Measured:
 
     cell: Cell
     tally: Tally
-    mean_steps: float | None
-    """Control steps of the successes, holds included."""
     held: float
     """Share of the control steps at which the arm had no action."""
 
@@ -50,7 +48,7 @@ class Measured:
             "successes": self.tally.successes,
             "success_rate": self.tally.rate,
             "interval": list(self.tally.interval),
-            "mean_steps": self.mean_steps,
+            "mean_steps": self.tally.mean_steps_success,
             "held": round(self.held, 4),
         }
 
@@ -79,7 +77,7 @@ def table(found: Sequence[Measured]) -> str:
             f"{m.tally.successes} / {m.tally.episodes}",
             percent(m.tally.rate or 0.0),
             percent_range(m.tally),
-            "-" if m.mean_steps is None else f"{m.mean_steps:.0f}",
+            "-" if m.tally.mean_steps_success is None else f"{m.tally.mean_steps_success:.0f}",
             percent(m.held),
         )
         for m in sorted(found, key=lambda m: (m.cell.schedule, m.cell.latency_ms))
@@ -93,7 +91,8 @@ def plot(found: Sequence[Measured], path: Path, *, gap_free_ms: float, title: st
     Args:
         found: What was measured.
         path: Of the picture.
-        gap_free_ms: Up to here an asynchronous schedule has an action for every step.
+        gap_free_ms: Up to here an asynchronous schedule has an action for every step, but for
+            those before its first answer.
         title: What was played.
     """
     import matplotlib as mpl
@@ -111,22 +110,14 @@ def plot(found: Sequence[Measured], path: Path, *, gap_free_ms: float, title: st
         shift = 3.0 * (number - (n_lines - 1) / 2)
         x = [m.cell.latency_ms + shift for m in points]
         rates = [100 * (m.tally.rate or 0.0) for m in points]
-        low = [r - 100 * m.tally.interval[0] for r, m in zip(rates, points, strict=True)]
-        high = [100 * m.tally.interval[1] - r for r, m in zip(rates, points, strict=True)]
-        axes.errorbar(
-            x,
-            rates,
-            yerr=[low, high],
-            color=colour,
-            marker="o",
-            capsize=3,
-            linewidth=2,
-            elinewidth=1.2,
-            label=schedule.replace("_", " "),
-        )
+        low, high = ([100 * m.tally.interval[side] for m in points] for side in (0, 1))
+        axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
+        for edge in (low, high):
+            axes.plot(x, edge, color=colour, alpha=0.35, linewidth=0.8)
+        axes.plot(x, rates, color=colour, marker="o", linewidth=2, label=schedule.replace("_", " "))
     axes.axvline(gap_free_ms, color="#888888", linestyle=":", linewidth=1.2)
     axes.annotate(
-        "no action without gaps beyond",
+        "asynchronous holds\nnow and then beyond",
         (gap_free_ms, 3),
         xytext=(6, 0),
         textcoords="offset points",
