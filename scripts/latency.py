@@ -15,14 +15,18 @@ from typing import Any
 from hydra_cli import run
 from rollout import build_settings, build_suite, look_first, policy_recipe
 
+from vega_policy.control import ScheduleSettings
 from vega_policy.rollout.evaluate import evaluate, prepare
 from vega_policy.rollout.latency import Cell, Measured, cells, plot, table
 from vega_policy.rollout.ledger import read_rows
 from vega_policy.rollout.statistics import tally
-from vega_policy.spec import ContractError
+from vega_policy.spec import ContractError, EnvFault
 from vega_policy.spec.files import write_atomic
 
 log = logging.getLogger("latency")
+
+OWN = {"open_loop": ["n_execute"], "asynchronous": ["ask_every", "blend"], "ensemble": ["decay"]}
+"""Settings that one schedule has, and the others refuse."""
 
 
 def main(config: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +37,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     settings = [build_settings(settings_of(config, cell, root)) for cell in wanted]
     plans = [prepare(s, suite=suite, action_spec=suite.action_spec) for s in settings]
     make_policies, defines = policy_recipe(config, suite)
-    policies = make_policies()
+    policies = make_policies() if settings[0].engine == "local" else {}
     verdict = look_first(
         config,
         settings[0],
@@ -43,17 +47,20 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
         n_episodes=sum(len(plan.jobs()) for plan in plans),
     )
     found: list[Measured] = []
+    n_missing = 0
     for number, (cell, one) in enumerate(zip(wanted, settings, strict=True), start=1):
         log.info("%d of %d: %s", number, len(wanted), cell.name)
-        evaluate(
+        result = evaluate(
             one,
             suite=suite,
             policies=policies,
+            make_policies=make_policies,
             verdict=verdict,
             make_simulator=partial(make_simulator, camera_px=defines["camera_px"]),
             defines=defines,
             configuration=settings_of(config, cell, root),
         )
+        n_missing += len(result.missing)
         found.append(measured(cell, one.run_dir))
         write_atomic(
             root / "latency.json", json.dumps([m.to_json() for m in found], indent=2) + "\n"
@@ -65,13 +72,21 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     title = f"{suite.name}, {Path(config['checkpoint']).name}, {n} episodes per point"
     plot(found, root / "latency.png", gap_free_ms=gap_free_ms, title=title)
     best = max(found, key=lambda m: m.tally.rate or 0.0)
-    return {
+    answer = {
         "cells": len(found),
         "episodes": sum(m.tally.episodes for m in found),
+        "missing": n_missing,
         "best": best.to_json(),
         "plot": str(root / "latency.png"),
         "results": str(root / "latency.json"),
     }
+    if n_missing:
+        print(json.dumps(answer), flush=True)
+        raise EnvFault(
+            f"{n_missing} episodes are missing, their simulator broke every time; start the same "
+            "command again to try them again"
+        )
+    return answer
 
 
 def settings_of(config: dict[str, Any], cell: Cell, root: Path) -> dict[str, Any]:
@@ -83,23 +98,19 @@ def settings_of(config: dict[str, Any], cell: Cell, root: Path) -> dict[str, Any
             "latency.latencies_ms"
         )
     mine: dict[str, Any] = {"schedule": cell.schedule, "latency_ms": cell.latency_ms}
-    if cell.schedule != "asynchronous":
-        mine["ask_every"] = None
+    usual = ScheduleSettings()
+    for schedule, names in OWN.items():
+        if schedule != cell.schedule:
+            mine |= {name: getattr(usual, name) for name in names}
     return {**config, "name": cell.name, "out_dir": str(root), "rollout": {**rollout, **mine}}
 
 
 def measured(cell: Cell, run_dir: Path) -> Measured:
     """Read what a combination came to."""
     rows = read_rows(run_dir)
-    steps = [row.n_steps for row in rows if row.outcome == "success"]
     total = sum(row.n_steps for row in rows)
     held = sum(int(row.info.get("holds", 0)) for row in rows)
-    return Measured(
-        cell=cell,
-        tally=tally(rows),
-        mean_steps=sum(steps) / len(steps) if steps else None,
-        held=held / total if total else 0.0,
-    )
+    return Measured(cell=cell, tally=tally(rows), held=held / total if total else 0.0)
 
 
 if __name__ == "__main__":
