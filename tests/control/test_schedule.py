@@ -225,18 +225,6 @@ def test_an_answer_to_a_question_that_is_not_open_is_a_mistake_of_the_caller(sch
         schedule.lost(4)
 
 
-def test_the_whole_chunk_is_applied_by_default():
-    actions = np.arange(56, dtype=np.float32).reshape(8, 7)
-    assert np.array_equal(OpenLoop(spec=SPEC).actions(chunk(actions)), actions)
-
-
-def test_the_step_limit_cuts_the_chunk():
-    assert OpenLoop(spec=SPEC, n_execute=5).actions(chunk(np.zeros((8, 7))), n_left=3).shape == (
-        3,
-        7,
-    )
-
-
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [

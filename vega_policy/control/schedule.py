@@ -107,23 +107,6 @@ class OpenLoop:
                 f"choose 1 to {self.spec.horizon}"
             )
 
-    def actions(self, chunk: ActionChunk, *, n_left: int | None = None) -> NDArray[np.float32]:
-        """Return the actions to apply now.
-
-        Args:
-            chunk: The answer to the observation just seen.
-            n_left: Control steps before the step limit; None where there is none.
-
-        Returns:
-            (n, size) with ``1 <= n <= n_execute``.
-
-        Raises:
-            PolicyFault: The chunk does not fit the specification (`require_valid_chunk`).
-        """
-        require_valid_chunk(chunk, self.spec)
-        n = self.spec.horizon if self.n_execute is None else self.n_execute
-        return chunk.actions[: n if n_left is None else min(n, n_left)]
-
     def reset(self) -> None:
         """See `Schedule.reset`."""
         self._question = _Question()

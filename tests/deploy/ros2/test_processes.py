@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vega_policy.control.schedule import OpenLoop
-from vega_policy.spec import CAMERAS, ActionSpec, Observation
+from vega_policy.spec import CAMERAS, Observation
 from vega_policy.testing.fake_env import FakeEnv
 from vega_policy.testing.fake_policy import FakePolicy
 
@@ -55,14 +54,13 @@ def result_of(process):
 
 def played_here(env, policy):
     """Play an episode without ROS; return its end as the simulated robot reports it."""
-    schedule = OpenLoop(spec=ActionSpec())
     seen, _ = env.reset(seed=0, options={"init_state_id": 0})
     n_chunks = n_steps = 0
     is_over = False
     while not is_over:
         observation = Observation({c: seen[c] for c in CAMERAS}, seen["proprio"], env.instruction)
         chunk = policy.act([observation], keys=[n_chunks])[0]
-        seen, _, success, truncated, info = env.step_chunk(schedule.actions(chunk))
+        seen, _, success, truncated, info = env.step_chunk(chunk.actions)
         n_chunks, n_steps = n_chunks + 1, n_steps + info["n_steps"]
         is_over = success or truncated
     state = np.ascontiguousarray(env.sim_state(), dtype="<f8")
