@@ -122,6 +122,7 @@ def load_config(
         ContractError: An argument is no ``key=value``, names no setting or option, or its value
             has another type than the default.
     """
+    places = _places(config_name, config_dir=config_dir)
     groups = find_groups(config_name, config_dir=config_dir)
     overrides = [_parse(argument) for argument in arguments]
     choices = [override for override in overrides if override.key_or_group in groups]
@@ -129,7 +130,8 @@ def load_config(
     for choice in choices:
         group = choice.key_or_group
         require_name(str(choice.value()), groups[group], what=group)
-    base = _compose(config_name, choices, config_dir=config_dir)
+    lines = [f"{places[c.key_or_group]}={c.value()}" for c in choices]
+    base = _compose(config_name, lines, config_dir=config_dir)
     known = [key for key, _ in _nodes(base)]
     for setting in settings:
         for key in _keys_of(setting.key_or_group, setting.value()):
@@ -154,15 +156,20 @@ def find_groups(config_name: str, *, config_dir: Path = CONFIG_DIR) -> dict[str,
     """Return the groups this configuration chooses from, each with its options.
 
     A folder that it does not choose from is not among them, so that a plain setting may have the
-    name of another script's group.
+    name of another script's group. A group that the configuration puts elsewhere
+    (``answers@policy: checkpoint``) goes by the name of its place.
     """
+    return {
+        name: sorted(file.stem for file in (config_dir / group.partition("@")[0]).glob("*.yaml"))
+        for name, group in _places(config_name, config_dir=config_dir).items()
+    }
+
+
+def _places(config_name: str, *, config_dir: Path) -> dict[str, str]:
+    """Return Hydra's name of every group by the one the user has for it."""
     with_choices = _compose(config_name, [], config_dir=config_dir, is_with_hydra=True)
     groups = [str(group) for group in with_choices.hydra.runtime.choices]
-    return {
-        group: sorted(file.stem for file in (config_dir / group).glob("*.yaml"))
-        for group in groups
-        if not group.startswith("hydra/")
-    }
+    return {g.rpartition("@")[2]: g for g in groups if not g.startswith("hydra/")}
 
 
 def named(arguments: Sequence[str], positional: Sequence[str]) -> list[str]:
@@ -244,15 +251,14 @@ def _parse(argument: str) -> Override:
 
 def _compose(
     config_name: str,
-    overrides: Sequence[Override],
+    overrides: Sequence[str],
     *,
     config_dir: Path,
     is_with_hydra: bool = False,
 ) -> DictConfig:
-    lines = [str(override.input_line) for override in overrides]
     try:
         with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
-            return compose(config_name, lines, return_hydra_config=is_with_hydra)
+            return compose(config_name, list(overrides), return_hydra_config=is_with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise ContractError(_first_line(error)) from error
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra_cli import run
-from rollout import build_settings, build_suite, look_first, policy_recipe
+from rollout import build_settings, build_suite, look_first, policy_recipe, with_served_checkpoint
 
 from vega_policy.control import ScheduleSettings
 from vega_policy.rollout.evaluate import evaluate, prepare
@@ -31,6 +31,7 @@ OWN = {"open_loop": ["n_execute"], "asynchronous": ["ask_every", "blend"], "ense
 
 def main(config: dict[str, Any]) -> dict[str, Any]:
     """Play every combination, then draw them."""
+    config = with_served_checkpoint(config)
     chosen, root = config["latency"], Path(config["latency"]["out"])
     wanted = cells(chosen["schedules"], chosen["latencies_ms"])
     suite, make_simulator = build_suite(config["suite"])

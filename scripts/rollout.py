@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+from contextlib import closing
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from hydra_cli import run
 
-from vega_policy.deploy.wire import EXTRAS_KEY
 from vega_policy.rollout.doctor import Needs, Verdict, preflight
 from vega_policy.rollout.doctor.machine import SIMULATOR_GB, TOY_GB
 from vega_policy.rollout.evaluate import RolloutSettings, default_workers, evaluate, prepare
@@ -32,6 +32,7 @@ from vega_policy.spec import FULL_ARM, ActionSpec, ContractError, EnvFault
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from vega_policy.deploy.client import RemotePolicy
     from vega_policy.spec import Policy, Simulator
 
 log = logging.getLogger("scripts")
@@ -40,12 +41,14 @@ PUBLISHED_CAMERA_PX = 256
 """Side of the images in the published OpenVLA-OFT evaluation."""
 ARMS = ("full", "gate_clamped")
 API_KEY = "VEGA_API_KEY"
+"""Environment variable with the key of the server that is asked."""
 FAKE_CHECKPOINT = "fake"
 """A policy without weights, for the suites of `vega_policy.testing`."""
 
 
 def main(config: dict[str, Any]) -> dict[str, Any]:
     """Run the rollout the configuration describes."""
+    config = with_served_checkpoint(config)
     suite, make_simulator = build_suite(config["suite"])
     settings = build_settings(config)
     plan = prepare(settings, suite=suite, action_spec=suite.action_spec)
@@ -248,13 +251,8 @@ def policy_recipe(
     cadence, store, wanted = (
         config["rollout"].get(name) for name in ("prior_cadence", "feature_store", "unnorm_key")
     )
-    source = config.get("policy") or {"kind": "checkpoint"}
-    if source.get("kind") == "remote":
-        return remote_recipe(config, source)
-    if source.get("kind") != "checkpoint":
-        raise ContractError(
-            "a rollout has policy=checkpoint or policy=remote; the others describe models to train"
-        )
+    if is_remote(config):
+        return remote_recipe(config)
     if checkpoint == FAKE_CHECKPOINT:
         if cadence is not None or store is not None:
             raise ContractError(
@@ -312,57 +310,87 @@ def policy_recipe(
     return recipe, defines
 
 
-def remote_recipe(
-    config: dict[str, Any], source: dict[str, Any]
-) -> tuple[Callable[[], Mapping[str, Policy]], dict[str, Any]]:
-    """Connect to a server, and return what it says of its policy.
+def is_remote(config: dict[str, Any]) -> bool:
+    """Whether a server answers; runs of older versions, which a replay reads, do not say."""
+    return (config.get("policy") or {}).get("kind") == "remote"
+
+
+def with_served_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with the name of the checkpoint that a server has, where one answers.
+
+    Raises:
+        ContractError: It cannot be reached.
+    """
+    if not is_remote(config):
+        return config
+    with closing(remote_policy(config)) as policy:
+        return {**config, "checkpoint": policy.info.about("model") or "remote"}
+
+
+def remote_policy(config: dict[str, Any]) -> RemotePolicy:
+    """Connect to the server.
 
     Raises:
         ContractError: It cannot be reached, or what is asked for needs the policy here.
     """
     from vega_policy.deploy.client import RemotePolicy
 
-    chosen = config["rollout"]
-    here_only = [
+    source, chosen = config["policy"], config["rollout"]
+    not_here = [
         name
-        for name, usual in (("prior_cadence", None), ("feature_store", None), ("unnorm_key", None))
-        if chosen.get(name) != usual
+        for name in ("prior_cadence", "feature_store", "unnorm_key")
+        if chosen[name] is not None
     ]
-    if tuple(chosen["arms"]) != (FULL_ARM,) or here_only:
-        what = ", ".join([*here_only, *(["arms"] if tuple(chosen["arms"]) != (FULL_ARM,) else [])])
+    if list(chosen["arms"]) != [FULL_ARM]:
+        not_here.append("arms")
+    if not_here:
         raise ContractError(
-            f"rollout.{what} is decided where the policy is; leave it out, or play with "
+            f"rollout.{not_here[0]} is decided where the policy is; leave it out, or play with "
             "policy=checkpoint"
         )
-    if chosen.get("engine") == "ray":
+    if chosen["engine"] == "ray":
         raise ContractError("a remote policy needs no cluster; set rollout.engine=local")
+    n_workers = chosen["workers"]
+    if not isinstance(n_workers, int):
+        n_workers = default_workers("local")
     policy = RemotePolicy(
         source["url"],
         action_spec=ActionSpec(),
-        api_key=source["api_key"] or os.environ.get(API_KEY) or None,
-        connections=source["connections"],
+        api_key=os.environ.get(API_KEY) or None,
+        connections=max(1, min(n_workers, chosen["max_batch"])),
         timeout_s=source["timeout_s"],
+        patience_s=source["patience_s"],
         want_gate=True,
     )
     try:
-        info = policy.connect()
+        policy.connect()
     except EnvFault as error:
         raise ContractError(str(error)) from error
-    said = info.metadata.get(EXTRAS_KEY, {})
-    camera_px = chosen["camera_px"] or info.image_px or PUBLISHED_CAMERA_PX
+    return policy
+
+
+def remote_recipe(
+    config: dict[str, Any],
+) -> tuple[Callable[[], Mapping[str, Policy]], dict[str, Any]]:
+    """Connect to a server; return its policy, and what it says of it that decides the results.
+
+    Raises:
+        ContractError: It cannot be reached, or what is asked for needs the policy here.
+    """
+    policy = remote_policy(config)
+    info, wanted_px = policy.info, config["rollout"]["camera_px"]
+    camera_px = wanted_px or info.image_px or PUBLISHED_CAMERA_PX
     if info.image_px is not None and camera_px != info.image_px:
         raise ContractError(
             f"rollout.camera_px is {camera_px}, the server takes images of {info.image_px} px; leave "
             "rollout.camera_px=null"
         )
+    # Under the names of a policy in this process: the rows are the same.
+    said = {"device": info.about("device"), "unnorm_key": info.about("statistics")}
     defines = {
-        "checkpoint_sha256": str(said.get("checkpoint_sha256") or source["url"]),
+        "checkpoint_sha256": info.about("checkpoint_sha256") or info.url,
         "camera_px": camera_px,
-        **{
-            name: str(said[key])
-            for name, key in (("device", "device"), ("unnorm_key", "statistics"))
-            if said.get(key)
-        },
+        **{name: value for name, value in said.items() if value},
     }
     return lambda: {FULL_ARM: policy}, defines
 

@@ -27,6 +27,7 @@ rollout:
   init_states: 2
   workers: 1
 """,
+    "configs/placed.yaml": "defaults:\n  - arm@tool: left\n  - _self_\nn: 1\n",
     "configs/arm/left.yaml": "side: left\nreach_m: 0.8\n",
     "configs/arm/right.yaml": "side: right\nreach_m: 0.7\n",
     "configs/needy.yaml": "arm: none\ncheckpoint: ???\n",
@@ -230,3 +231,10 @@ def test_arguments_without_a_name_fill_settings_in_order(hydra_cli):
     assert named(["x", "it's"], ["runs..."]) == ["runs=['x','it\\'s']"]
     with pytest.raises(ContractError, match="one argument too many"):
         named(["x", "y"], ["a"])
+
+
+def test_a_group_put_elsewhere_goes_by_the_name_of_its_place(toy):
+    config = result_of(toy("tool=right", "tool.reach_m=0.5", config="placed"))["config"]
+    assert config == {"n": 1, "tool": {"side": "right", "reach_m": 0.5}}
+    assert "unknown tool 'middle'; valid: left, right" in toy("tool=middle", config="placed").stderr
+    assert "tool: left, right" in toy("--help", config="placed").stdout

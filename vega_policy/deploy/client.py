@@ -84,6 +84,12 @@ class ServerInfo:
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """All of it, as it came."""
 
+    def about(self, name: str) -> str:
+        """Return what the server says of its policy under this name, "" where it says nothing."""
+        ours = self.metadata.get(EXTRAS_KEY)
+        said = ours.get(name) if isinstance(ours, dict) else None
+        return said if isinstance(said, str) else ""
+
 
 class Client:
     """One connection to a policy server, one request at a time.
@@ -309,7 +315,8 @@ class RemotePolicy:
     """A `vega_policy.spec.Policy` at the other end of a websocket.
 
     A batch travels over several connections at once, so that the server can compute it as one. Each
-    observation's key travels with it: the answers are those of the same policy in this process.
+    observation's key travels with it: the answers are those of the same policy in this process, and
+    asking again after a fault changes none.
 
     Args:
         url: Address of the server.
@@ -317,6 +324,7 @@ class RemotePolicy:
         api_key: See `Client`.
         timeout_s: For each answer.
         connections: How many requests may be open at once.
+        patience_s: How long a server that is lost or busy is asked again.
         want_gate: Have the gate maps sent too.
         ssl: See `Client`.
     """
@@ -329,6 +337,7 @@ class RemotePolicy:
         api_key: str | None = None,
         timeout_s: float = 60.0,
         connections: int = 1,
+        patience_s: float = 0.0,
         want_gate: bool = False,
         ssl: ssl.SSLContext | None = None,
     ) -> None:
@@ -342,7 +351,10 @@ class RemotePolicy:
         for client in self._clients:
             self._free.put(client)
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="remote-policy")
+        self._patience_s = patience_s
         self._want_gate = want_gate
+        self._checkpoint: str | None = None
+        """What the server said it serves, the first time."""
 
     def __enter__(self) -> RemotePolicy:
         self.connect()
@@ -353,7 +365,9 @@ class RemotePolicy:
 
     def connect(self, *, wait_s: float = 0.0) -> ServerInfo:
         """Open the first connection; see `Client.connect`."""
-        return self._clients[0].connect(wait_s=wait_s)
+        info = self._clients[0].connect(wait_s=wait_s)
+        self._require_same(info)
+        return info
 
     @property
     def info(self) -> ServerInfo:
@@ -373,7 +387,11 @@ class RemotePolicy:
         return tuple(str(name) for name in named) if isinstance(named, list) else ()
 
     def act(self, batch: Sequence[Observation], *, keys: Sequence[int]) -> list[ActionChunk]:
-        """Answer each observation; see `vega_policy.spec.Policy` and, for errors, `Client.infer`."""
+        """Answer each observation; see `vega_policy.spec.Policy` and, for errors, `Client.infer`.
+
+        Raises:
+            ContractError: Also where the server has another checkpoint than before.
+        """
         if len(batch) != len(keys):
             raise ContractError(f"{len(batch)} observations with {len(keys)} keys; pass one each")
         return list(self._threads.map(self._ask, batch, keys))
@@ -385,19 +403,46 @@ class RemotePolicy:
         self._threads.shutdown()
 
     def _ask(self, observation: Observation, key: int) -> ActionChunk:
+        extras = RequestExtras(
+            key=key,
+            episode=observation.episode,
+            inference=observation.inference,
+            want_gate=self._want_gate,
+        )
         client = self._free.get()
         try:
-            return client.infer(
-                observation,
-                RequestExtras(
-                    key=key,
-                    episode=observation.episode,
-                    inference=observation.inference,
-                    want_gate=self._want_gate,
-                ),
-            )
+            chunk = self._infer(client, observation, extras)
+            self._require_same(client.info)
         finally:
             self._free.put(client)
+        return chunk
+
+    def _infer(
+        self, client: Client, observation: Observation, extras: RequestExtras
+    ) -> ActionChunk:
+        give_up = time.monotonic() + self._patience_s
+        is_told = False
+        while True:
+            try:
+                return client.infer(observation, extras)
+            except EnvFault as fault:
+                left_s = give_up - time.monotonic()
+                if left_s <= 0:
+                    raise
+                if not is_told:
+                    log.warning("asking again for up to %g s: %s", self._patience_s, fault)
+                is_told = True
+                time.sleep(min(1.0, left_s))
+
+    def _require_same(self, info: ServerInfo) -> None:
+        served = info.about("checkpoint_sha256")
+        if self._checkpoint is None:
+            self._checkpoint = served
+        if served != self._checkpoint:
+            raise ContractError(
+                f"{info.url} has another checkpoint than before ({served[:12] or 'unknown'}, it was "
+                f"{self._checkpoint[:12] or 'unknown'}); serve the same one, or start anew"
+            )
 
 
 def read_info(metadata: Any, *, url: str, expected: ActionSpec | None) -> ServerInfo:  # noqa: ANN401
