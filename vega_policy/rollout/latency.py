@@ -117,7 +117,7 @@ def plot(found: Sequence[Measured], path: Path, *, gap_free_ms: float, title: st
         axes.plot(x, rates, color=colour, marker="o", linewidth=2, label=schedule.replace("_", " "))
     axes.axvline(gap_free_ms, color="#888888", linestyle=":", linewidth=1.2)
     axes.annotate(
-        "asynchronous holds\nnow and then beyond",
+        "asynchronous has gaps beyond",
         (gap_free_ms, 3),
         xytext=(6, 0),
         textcoords="offset points",
