@@ -13,6 +13,7 @@ import pytest
 from vega_policy.spec import CAMERAS, Observation
 from vega_policy.testing.fake_env import FakeEnv
 from vega_policy.testing.fake_policy import FakePolicy
+from vega_policy.testing.fake_server import FakeServer
 
 ROOT = Path(__file__).resolve().parents[3]
 LONG_S = 540
@@ -83,6 +84,16 @@ def test_a_toy_episode_through_topics_equals_the_one_without(start):
     episode = played_through_ros(start, (*toy, "checkpoint=fake"), toy)
     assert episode == played_here(FakeEnv(suite="fake_reach", task_id=0), FakePolicy())
     assert episode["success"]
+
+
+def test_a_policy_behind_a_websocket_plays_the_same_episode(start):
+    toy = ("suite=fake_reach",)
+    with FakeServer(FakePolicy()) as server:
+        remote = (*toy, "node.policy=remote", f"url={server.url}")
+        episode = played_through_ros(start, remote, toy)
+        reported = server.requests[-1]["vega"]["report"]
+    assert episode == played_here(FakeEnv(suite="fake_reach", task_id=0), FakePolicy())
+    assert reported["state"] == "running"
 
 
 def test_in_slow_motion_a_toy_episode_is_solved_without_waiting_for_each_other(start):

@@ -148,6 +148,8 @@ class PolicyNode:
         self._waits_since_s = 0.0
         self._warming: _Warming | None = None
         self._watchdog: Watchdog | None = None
+        self._reported: dict[str, Any] = {}
+        """The pilot's report after the last step, for the server's page."""
         self._published_s = 0.0
         self._intervals_s: deque[float] = deque(maxlen=_KEPT)
         self._ages_s: deque[float] = deque(maxlen=_KEPT)
@@ -165,7 +167,8 @@ class PolicyNode:
         problems = start_problems(self._profile, self._policy.action_spec, [], self._schedule)
         if problems:
             raise ContractError("this policy cannot drive this robot: " + "; ".join(problems))
-        link = self._policy.link(timeout_s=settings.timeout_s, report=self.report)
+        # Not the pilot's own report: it waits for the step, which in lock-step waits for the link.
+        link = self._policy.link(timeout_s=settings.timeout_s, report=lambda: self._reported)
         self._link = link = Awaited(link) if settings.lock_step else link
         self.pilot = Pilot(
             profile=self._profile,
@@ -455,7 +458,9 @@ class PolicyNode:
             if wrong:
                 self.fault = ContractError("; ".join(wrong) + "; resize what the cameras publish")
                 return
-            self._warming = _Warming(self._policy, self._inbox, n=self._settings.warm_up)
+            self._warming = _Warming(
+                self._policy, self._inbox, n=self._settings.warm_up, clock=self._clock
+            )
         self.phase = "warming_up"
         if not self._warming.is_done:
             return
@@ -463,8 +468,6 @@ class PolicyNode:
         problems = start_problems(
             self._profile, self._policy.action_spec, latencies_s, self._schedule
         )
-        if self._settings.lock_step:
-            problems = []  # time stands still while the policy thinks
         if error is not None or problems:
             self.fault = error or ContractError("not started: " + "; ".join(problems))
             return
@@ -517,6 +520,7 @@ class PolicyNode:
             self.estop.press(lost, by="the node")
         seen = self._inbox.seen()
         command = self.pilot.tick(seen)
+        self._reported = self.pilot.report()
         if not self._moves or command.action is None:
             return
         self._publish(command, now_ns)
@@ -618,11 +622,14 @@ class Awaited:
 class _Warming:
     """Warm-up in a thread, with a link of its own."""
 
-    def __init__(self, policy: Answers, inbox: Inbox, *, n: int) -> None:
+    def __init__(
+        self, policy: Answers, inbox: Inbox, *, n: int, clock: Callable[[], float]
+    ) -> None:
         self.latencies_s: list[float] = []
         self.error: ContractError | None = None
         self._inbox = inbox
         self._n = n
+        self._clock = clock
         self._is_closing = False
         self._link = policy.link(timeout_s=None, report=dict)
         self._thread = threading.Thread(target=self._run, name="warm-up", daemon=True)
@@ -647,7 +654,11 @@ class _Warming:
     def _run(self) -> None:
         try:
             if self._n:
-                self.latencies_s = warm_up(self._link, self._look, n=self._n)
+                begun, begun_s = time.monotonic(), self._clock()
+                measured = warm_up(self._link, self._look, n=self._n)
+                # The link counts real seconds, the loop maybe simulated ones.
+                speed = (self._clock() - begun_s) / (time.monotonic() - begun)
+                self.latencies_s = [speed * latency_s for latency_s in measured]
         except ContractError as error:
             self.error = error
         except Exception as error:  # the thread's boundary: a start-up error like any other
