@@ -228,6 +228,7 @@ async function showViews(views) {
   const digits = high - low < 0.05 ? 4 : 2;
   if (isDrawn) { write("low", low.toFixed(digits)); write("high", high.toFixed(digits)); }
   write("instruction", views.instruction);
+  at("instruction").title = views.instruction;
 }
 
 function showState(robot, age) {
@@ -288,7 +289,7 @@ function showLatency(said) {
   const most = Math.max(...counts, 1);
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}` });
   counts.forEach((n, i) => {
-    const tall = n ? Math.max(n / most * (base - 24), 1.5) : 0;
+    const tall = n ? Math.max(n / most * (base - 40), 1.5) : 0;
     const bar = draw("rect", { class: "column", x: left + i * column + 1, width: column - 2,
       y: base - tall, height: tall, rx: 2 });
     bar.append(draw("title", {}, `${i ? edges[i - 1] : 0} to ${edges[i] ?? "more"} ms: ${n}`));
@@ -400,7 +401,7 @@ function showTimeline() {
 // ---- stopping: the one thing this page can do ----------------------------------------------------
 
 async function press() {
-  const answer = await fetch("/estop?by=live%20page&reason=button%20of%20the%20page",
+  const answer = await fetch("/estop?by=live%20page&reason=stop%20button",
     { method: "POST", headers: { "X-Vega": "1" }, signal: AbortSignal.timeout(ANSWER_MS) });
   if (!answer.ok) throw new Error(`the server said ${answer.status}`);
   return answer;
