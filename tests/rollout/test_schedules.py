@@ -244,6 +244,15 @@ def test_an_unusual_schedule_is_part_of_what_a_run_is(delayed):
     assert "latency_ms: the run has 100, now it is 150" in answer.stderr
 
 
+def test_a_schedule_that_comes_too_late_for_every_action_is_said(tmp_path):
+    done = rollout(
+        tmp_path,
+        *("rollout.schedule=asynchronous", "rollout.latency_ms=400", "rollout.init_states=1"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the arm will stand still: after 400 ms all 8 actions" in done.stderr
+
+
 def test_a_usual_one_leaves_no_mark_so_that_older_runs_are_continued(tmp_path):
     done = rollout(tmp_path, "rollout.init_states=1", "rollout.workers=1")
     assert done.returncode == 0, done.stderr

@@ -243,22 +243,31 @@ def evaluate(
             len(ledger.rows),
             n_workers,
         )
+        worker = WorkerSettings(
+            make_simulator=make_simulator,
+            action_spec=action_spec,
+            run_dir=run_dir.resolve(),
+            schedule=schedule_settings(settings),
+            latency_ms=settings.latency_ms,
+            max_steps=settings.max_steps,
+            video=settings.video,
+            cameras=settings.cameras,
+            draw_gate=settings.draw_gate,
+            made_with=made_with(header),
+        )
+        if settings.schedule != "open_loop" and worker.delay_ticks >= action_spec.horizon:
+            log.warning(
+                "the arm will stand still: after %g ms all %d actions of a chunk are past, and "
+                "schedule %s drops those",
+                settings.latency_ms,
+                action_spec.horizon,
+                settings.schedule,
+            )
         engine = _engine(
             settings,
             policies={arm: policies[arm] for arm in plan.arms if policies},
             make_policies=make_policies,
-            worker=WorkerSettings(
-                make_simulator=make_simulator,
-                action_spec=action_spec,
-                run_dir=run_dir.resolve(),
-                schedule=schedule_settings(settings),
-                latency_ms=settings.latency_ms,
-                max_steps=settings.max_steps,
-                video=settings.video,
-                cameras=settings.cameras,
-                draw_gate=settings.draw_gate,
-                made_with=made_with(header),
-            ),
+            worker=worker,
             n_workers=n_workers,
             gpus=float(str(defines.get("device", "")).startswith("cuda")),
             on_fault=lambda job, attempt, detail: ledger.note_fault(
