@@ -57,7 +57,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     if record is not None:
         from vega_policy.deploy.recording import Recording
 
-        feed = Recording(feed, Path(record))
+        feed = Recording(feed, Path(record), rate_hz=policy.action_spec.rate_hz)
     server = PolicyServer(
         policy,
         settings=ServerSettings(

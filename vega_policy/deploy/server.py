@@ -35,6 +35,7 @@ from vega_policy.deploy.wire import (
     PROTOCOL,
     RELEASE_PATH,
     Refusal,
+    RefusalKind,
     RequestExtras,
     read_request,
     to_refusal,
@@ -71,7 +72,9 @@ class Watcher(Protocol):
         """Note an answer that was sent."""
         ...
 
-    def refused(self, reason: str, robot: str = "") -> None:
+    def refused(
+        self, reason: str, robot: str = "", *, report: Mapping[str, Any] | None = None
+    ) -> None:
         """Note a request that was not answered."""
         ...
 
@@ -479,13 +482,12 @@ class PolicyServer:
             observation, extras = read_request(message, cameras=self._cameras)
             observation = self._fitted(observation)
         except WireError as error:
-            raise _Numbered(str(error), "request", _request_id(message)) from error
+            known = RequestExtras(request_id=_request_id(message))
+            raise _Numbered(str(error), "request", known) from error
         if self._estop.is_pressed:
-            raise _Numbered(str(self._stopped()), "stopped", extras.request_id)
+            raise _Numbered(str(self._stopped()), "stopped", extras)
         if self._is_draining:
-            raise _Numbered(
-                "the server is ending; connect again later", "draining", extras.request_id
-            )
+            raise _Numbered("the server is ending; connect again later", "draining", extras)
         return observation, extras
 
     def _fitted(self, observation: Observation) -> Observation:
@@ -539,16 +541,17 @@ class PolicyServer:
     async def _refuse(
         self, connection: ServerConnection, refusal: Refusal, extras: RequestExtras
     ) -> bool:
+        if isinstance(refusal, _Numbered):
+            extras = refusal.extras
         self._count(refusal.kind)
         if self._watcher is not None:
-            self._watcher.refused(str(refusal), extras.robot)
+            self._watcher.refused(str(refusal), extras.robot, report=extras.report)
         now_s = time.monotonic()
         if now_s - self._logged_s >= _LOG_EVERY_S:
             self._logged_s = now_s
             log.warning("refused (%s): %s", refusal.kind, refusal)
-        number = refusal.request_id if isinstance(refusal, _Numbered) else extras.request_id
-        if number is not None:
-            return await self._sent(connection, pack(to_refusal(refusal, number)))
+        if extras.request_id is not None:
+            return await self._sent(connection, pack(to_refusal(refusal, extras.request_id)))
         if await self._sent(connection, str(refusal)):
             reason = "Internal server error. Message included in previous frame."
             code = CLOSE_CODES[refusal.kind]
@@ -577,9 +580,9 @@ class PolicyServer:
 class _Numbered(Refusal):
     """A refusal of a request whose number could be read although it could not be used."""
 
-    def __init__(self, sentence: str, kind: Any, request_id: str | None) -> None:  # noqa: ANN401
+    def __init__(self, sentence: str, kind: RefusalKind, extras: RequestExtras) -> None:
         super().__init__(sentence, kind)
-        self.request_id = request_id
+        self.extras = extras
 
 
 def _close_reason(sentence: str) -> str:
