@@ -232,9 +232,10 @@ class PolicyServer:
         return asyncio.run(self.serve(ready=ready))
 
     def stop(self) -> None:
-        """Have `run` drain and return; from any thread."""
+        """Have `run` drain and return; from any thread, also when it has ended already."""
         if self._loop is not None and self._stopping is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def serve(self, *, ready: Callable[[str], None] | None = None) -> ServerSummary:
         """Do what `run` does, within an event loop that is there."""
