@@ -1,12 +1,14 @@
 """The loop without ROS: deadlines, ends, and a simulator that plays the robot."""
 
 import json
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -201,6 +203,120 @@ def test_loop_that_hangs_is_held_then_stopped_by_the_watchdog():
     assert hangs.is_set()
     assert robot.calls[:2] == ["hold", "stop"]
     assert "no command for 1 s" in estop.reason
+
+
+def test_action_decided_while_the_emergency_stop_was_pressed_is_not_sent():
+    clock = FakeClock()
+    pilot = Scripted(clock)
+    loop, robot = loop_of(pilot, clock)
+    decide = pilot.tick
+    pilot.tick = lambda seen: (loop._estop.press("looked odd", by="a person"), decide(seen))[1]
+    loop.run(seconds=0.2)
+    assert (robot.commands, robot.calls) == ([], ["stop"])
+
+
+def test_loop_that_was_stopped_and_released_is_watched_again():
+    patient = replace(profile(), hold_after_s=0.05, stop_after_s=0.2)
+    estop, stops = EmergencyStop(), []
+    robot = FakeRobot(patient, FakeClock())
+    has_stopped = threading.Event()
+    robot.stop = lambda: (stops.append(estop.is_pressed), has_stopped.set())
+
+    class HangsTwice(Scripted):
+        def tick(self, seen):
+            n = len(self.started_s)
+            if n in (1, 4):
+                has_stopped.clear()
+                assert has_stopped.wait(60)
+            if n == 3:
+                estop.release("a person")
+            return super().tick(seen)
+
+    loop = RobotLoop(robot, HangsTwice(FakeClock()), profile=patient, estop=estop)
+    loop.run(until=lambda: loop.summary().ticks == 5)
+    assert estop.is_pressed
+    assert loop.summary().stopped == 3  # after the first hang, until released, after the second
+
+
+def test_watchdog_stops_the_arm_of_a_loop_that_hangs_in_its_log():
+    handler_is_free = threading.Event()
+
+    class Stuck(logging.Handler):
+        def emit(self, record):
+            if record.getMessage() == "stuck":
+                assert handler_is_free.wait(60)
+
+    class Logging(Scripted):
+        def tick(self, seen):
+            if self.started_s:
+                logging.getLogger("vega_policy").warning("stuck")
+            return super().tick(seen)
+
+    robot = FakeRobot(profile(), FakeClock())
+    robot.stop = lambda: (robot.calls.append("stop"), handler_is_free.set())
+    loop = RobotLoop(robot, Logging(FakeClock()), profile=profile(), estop=EmergencyStop())
+    logger, handler = logging.getLogger("vega_policy"), Stuck()
+    logger.addHandler(handler)
+    try:
+        loop.run(until=lambda: loop.summary().ticks == 2)
+    finally:
+        logger.removeHandler(handler)
+    assert robot.calls[:2] == ["hold", "stop"]
+    assert robot.kinds == ["action"]
+
+
+def test_driver_that_raises_anything_has_its_arm_stopped():
+    clock = FakeClock()
+    loop, robot = loop_of(Scripted(clock), clock)
+
+    def broken(_):
+        raise OSError("no route to the arm")
+
+    robot.apply = broken
+    with pytest.raises(OSError, match="no route"):
+        loop.run(seconds=1)
+    assert robot.calls == ["stop"]
+
+
+def test_signal_that_interrupts_the_wait_of_the_loop_anywhere_ends_it():
+    """A handler runs between any two lines, in the thread whose locks it may want."""
+    clock = FakeClock()
+    robot = FakeRobot(profile(), clock)
+    loop = RobotLoop(robot, Scripted(clock), profile=profile(), estop=EmergencyStop())
+
+    def on_line(frame, event, _):
+        if frame.f_code.co_filename == threading.__file__ and event == "line":
+            loop.end()
+        return on_line
+
+    too_late = threading.Timer(60, signal.raise_signal, [signal.SIGINT])
+    too_late.start()
+    sys.settrace(on_line)
+    try:
+        loop._wait(0.001)
+    finally:
+        sys.settrace(None)
+        too_late.cancel()
+    loop.end()
+    assert loop.run(seconds=1) == "asked to"
+
+
+def test_fingers_are_left_alone_before_a_person_arms():
+    clock = FakeClock()
+    robot = FakeRobot(profile(), clock)
+    pilot = Pilot(
+        profile=profile(),
+        schedule=OpenLoop(spec=ActionSpec()),
+        link=Immediate(FakePolicy()),
+        estop=(estop := EmergencyStop()),
+        clock=clock,
+    )
+    loop = RobotLoop(robot, pilot, profile=profile(), estop=estop, clock=clock, wait=clock.wait)
+    loop.run(seconds=0.5)
+    assert (robot.commands, robot.calls) == ([], [])
+    estop.press("looked odd", by="a person")
+    loop.run(seconds=0.5)
+    assert (robot.commands, robot.calls) == ([], ["stop"])
 
 
 class Immediate:

@@ -118,6 +118,7 @@ class Pilot:
         self.stats = PilotStats(interventions=self._filter.counts)
         self._state: State = "disarmed"
         self._reason = ""
+        self._was_armed = False
         self._told_s: dict[str, float] = {}
         self._gripper = profile.start_gripper
         hold_action(profile.action, gripper=self._gripper)  # refused now, not when it is needed
@@ -135,8 +136,11 @@ class Pilot:
 
     @property
     def publishes(self) -> bool:
-        """Whether commands may be sent; False in a dry run, and the loop sends nothing at all."""
-        return not self._dry_run
+        """Whether commands may be sent; False in a dry run, and the loop sends nothing at all.
+
+        So before the first `arm`: a hold would open the fingers of an arm that carries something.
+        """
+        return not self._dry_run and (self._was_armed or self._state == "stopped")
 
     def arm(self) -> None:
         """Allow motion, from standstill and with nothing left of an earlier chunk.
@@ -155,6 +159,7 @@ class Pilot:
             if self._state in ("running", "holding"):
                 return
             self._begin()
+            self._was_armed = True
             self._watchdog.rearm()
             self._enter("holding", "armed, no action yet")
             self._tell("armed", "armed")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import threading
 import time
 from collections import Counter, deque
 from contextlib import contextmanager
@@ -104,7 +103,7 @@ class RobotLoop:
         estop: Pressed by the watchdog when the loop hangs.
         status_s: Seconds between two status lines in the log.
         clock: Seconds, never going back.
-        wait: Waits so many seconds or until `end`; only a test with its own clock replaces it.
+        wait: Waits so many seconds; only a test with its own clock replaces it.
     """
 
     def __init__(
@@ -124,8 +123,9 @@ class RobotLoop:
         self._estop = estop
         self._status_s = status_s
         self._clock = clock
-        self._ending = threading.Event()
-        self._wait = wait or self._ending.wait
+        # No event: a handler that sets one may wait for a lock of the very thread it interrupted.
+        self._is_ending = False
+        self._wait = wait or time.sleep
         self._gripper = profile.start_gripper
         self._started_s = -math.inf
         """Of the last step."""
@@ -134,7 +134,7 @@ class RobotLoop:
 
     def end(self) -> None:
         """Have `run` send a hold and return; from any thread or signal handler."""
-        self._ending.set()
+        self._is_ending = True
 
     def run(
         self, *, seconds: float | None = None, until: Callable[[], bool] | None = None
@@ -181,7 +181,7 @@ class RobotLoop:
             if until is not None and until():
                 return "done"
             due, late_s = self._next_deadline(begun, period)
-            if self._ending.is_set():
+            if self._is_ending:
                 return "asked to"
             self._record.n_missed += int(min(due, n_periods)) - period
             if due >= n_periods:
@@ -189,8 +189,15 @@ class RobotLoop:
             self._record.n_missed += late_s > GRACE * self._profile.period_s
             looked = self._clock()
             command = self._pilot.tick(self._observe())
+            if self._estop.is_pressed and command.kind != "stop":
+                # Pressed while the step was decided, which may have taken long.
+                why = f"emergency stop: {self._estop.reason}"
+                command = Command(kind="stop", action=None, reason=why, tick=command.tick)
             self._send(command)
-            watchdog.fed()
+            if command.kind == "stop":
+                watchdog.fed()
+            else:
+                watchdog.rearm()  # a person armed again: it has to watch again too
             self._record.add(command, late_s=late_s, took_s=self._clock() - looked)
             self._report()
             period = due + 1
@@ -201,7 +208,7 @@ class RobotLoop:
         earliest = max(self._clock(), self._started_s + period_s)
         due = max(period, math.ceil((earliest - begun) / period_s - GRACE))
         left_s = begun + due * period_s - self._clock()
-        if left_s > 0 and not self._ending.is_set():
+        if left_s > 0 and not self._is_ending:
             self._wait(left_s)
         self._started_s = self._clock()
         # However late it wakes, it steps: skipping again could go on for ever.
@@ -223,14 +230,14 @@ class RobotLoop:
         try:
             if command.kind == "stop" or command.action is None:
                 if not self._is_stopped:
-                    log.warning("the arm is stopped: %s", command.reason)
                     self._robot.stop()
+                    log.warning("the arm is stopped: %s", command.reason)
                 self._is_stopped = True
                 return
             self._robot.apply(command)
-        except EnvFault:
-            self._robot.stop()
+        except Exception:  # whatever a driver raises: its arm may still be moving
             self._is_stopped = True
+            self._robot.stop()
             raise
         self._gripper = float(command.action[-1])
         self._is_stopped = False
@@ -238,23 +245,32 @@ class RobotLoop:
     def _send_hold(self) -> None:
         if not self._pilot.publishes or self._is_stopped:
             return
+        why = "the loop ends"
+        if self._estop.is_pressed:
+            self._send(Command(kind="stop", action=None, reason=why))
+            return
         action = hold_action(self._profile.action, gripper=self._gripper)
-        self._robot.apply(Command(kind="hold", action=action, reason="the loop ends"))
+        self._send(Command(kind="hold", action=action, reason=why))
 
     def _silent(self) -> None:
+        # Says nothing here: a log that blocks may be what the loop hangs in.
         self._record.n_watchdog_holds += 1
-        log.warning("no command for %g s: the arm is held", self._profile.hold_after_s)
         if self._pilot.publishes:
             self._robot.hold()
 
     def _silent_for_long(self) -> None:
-        self._estop.press(f"no command for {self._profile.stop_after_s:g} s", by="watchdog")
-        if self._pilot.publishes:
-            self._robot.stop()
-            self._is_stopped = True
+        # The next step, if it comes, stops the arm once more: what hung may have been an `apply`.
+        try:
+            if self._pilot.publishes:
+                self._robot.stop()
+        finally:
+            self._estop.press(f"no command for {self._profile.stop_after_s:g} s", by="watchdog")
 
     def _report(self) -> None:
         record = self._record
+        if record.n_watchdog_holds > record.n_told_holds:
+            record.n_told_holds = record.n_watchdog_holds
+            log.warning("no command for %g s: the arm was held", self._profile.hold_after_s)
         if self._clock() - record.reported_s < self._status_s:
             return
         if math.isfinite(record.reported_s):
@@ -270,6 +286,8 @@ class _Record:
         self.n_missed = 0
         self.n_broken = 0
         self.n_watchdog_holds = 0
+        self.n_told_holds = 0
+        """Of these, how many the log knows of."""
         self.reported_s = -math.inf
         self._kinds: Counter[str] = Counter()
         self._n_changed = 0
@@ -321,9 +339,9 @@ def ended_by_signals(
     before = {number: signal.getsignal(number) for number in signals}
 
     def on_signal(number: int, _: object) -> None:
-        log.info("%s: the loop ends", signal.Signals(number).name)
         signal.signal(number, before[number])
         end()
+        log.info("%s: the loop ends", signal.Signals(number).name)
 
     for number in before:
         signal.signal(number, on_signal)
