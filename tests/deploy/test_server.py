@@ -18,6 +18,7 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from vega_policy.deploy.auth import ApiKeys
 from vega_policy.deploy.client import Client, Refused, RemotePolicy
 from vega_policy.deploy.codec import pack, unpack
 from vega_policy.deploy.server import PolicyServer, ServerSettings
@@ -262,6 +263,11 @@ def test_a_wrong_key_and_no_key_are_refused_with_a_sentence():
             7,
         )
         assert get(server, "/healthz")[0] == 200
+
+
+def test_a_key_that_is_no_text_is_a_wrong_one():
+    as_websockets_reads_it = b"Api-Key \xff".decode("ascii", "surrogateescape")
+    assert not ApiKeys(["k" * 20]).accept(as_websockets_reads_it)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.7.7", "::"])  # noqa: S104 - refused

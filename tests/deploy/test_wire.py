@@ -62,6 +62,7 @@ def test_everything_wrong_is_listed_in_one_sentence():
     ("extras", "what"),
     [
         ({"protocol": 2}, "protocol 2"),
+        ({"protocol": np.array([1, 1])}, "has protocol"),
         ({"key": True}, "vega.key"),
         ({"key": -1}, "expected 0"),
         ({"request_id": "x" * 300}, "300 characters"),

@@ -127,7 +127,7 @@ def tls(cert: str | None, key: str | None) -> ssl.SSLContext | None:
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
 
 
 def _host_name(netloc: str) -> str:

@@ -234,8 +234,10 @@ def _read_extras(values: Any) -> RequestExtras:  # noqa: ANN401
         raise WireError(f"{EXTRAS_KEY} is {_what(values)}, expected a map")
     given = dict(values)
     protocol = given.pop("protocol", PROTOCOL)
-    if protocol != PROTOCOL:
-        raise WireError(f"{EXTRAS_KEY} has protocol {protocol!r}, this side speaks {PROTOCOL}")
+    if type(protocol) is not int or protocol != PROTOCOL:
+        raise WireError(
+            f"{EXTRAS_KEY} has protocol {str(protocol)[:40]}, this side speaks {PROTOCOL}"
+        )
     kinds: dict[str, tuple[type, ...]] = {
         "request_id": (str, type(None)),
         "key": (int, type(None)),
