@@ -205,7 +205,7 @@ class PolicyNode:
         if self._watchdog is not None:
             self._watchdog.close()
             self._watchdog = None
-        if self._moves:
+        if self._moves and not self.estop.is_pressed:
             self._publish_hold("the node ends")
         if self.pilot is not None:
             self.pilot.disarm()
@@ -395,6 +395,8 @@ class PolicyNode:
             return response
         self.estop.release(by="the caller of ~/rearm")
         self.pilot.arm()
+        if self._watchdog is not None:
+            self._watchdog.rearm()  # else one that stopped the node would not watch it any more
         response.success, response.message = True, "armed"
         return response
 
@@ -521,7 +523,8 @@ class PolicyNode:
         seen = self._inbox.seen()
         command = self.pilot.tick(seen)
         self._reported = self.pilot.report()
-        if not self._moves or command.action is None:
+        # Pressed while the step was decided: the next one says so.
+        if not self._moves or command.action is None or self.estop.is_pressed:
             return
         self._publish(command, now_ns)
         self._gripper = float(command.action[-1])
@@ -545,8 +548,9 @@ class PolicyNode:
     def _silent(self) -> None:
         """Hold from the watchdog's thread."""
         if self._moves:
-            self._tell("silent", "no command for %g s: a hold is sent", self._profile.hold_after_s)
+            # First the hold: a log that blocks may be what the node hangs in.
             self._publish_hold("the node was silent")
+            self._tell("silent", "no command for %g s: a hold is sent", self._profile.hold_after_s)
 
     def _beat(self) -> None:
         beat = load_ros().std.Header(
