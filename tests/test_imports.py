@@ -7,7 +7,17 @@ import pytest
 
 import vega_policy
 
-HEAVY = ("diffusers", "hydra", "libero", "mujoco", "rclpy", "rerun", "robosuite", "tensorflow", "wandb")
+HEAVY = (
+    "diffusers",
+    "hydra",
+    "libero",
+    "mujoco",
+    "rclpy",
+    "rerun",
+    "robosuite",
+    "tensorflow",
+    "wandb",
+)
 IMPORT_ALL = f"""
 import importlib, pkgutil, sys
 sys.modules.update(dict.fromkeys({HEAVY}))  # importing one of these now raises

@@ -193,6 +193,17 @@ def test_a_chunk_that_is_not_finite_is_a_stop_until_it_is_armed_again(cell, bad)
     assert cell.kinds(3) == "haa"
 
 
+def test_an_emergency_stop_that_was_released_before_the_next_step_is_one_too(cell):
+    cell.pilot.arm()
+    cell.ticks(4)
+    cell.estop.press("smoke", by="anna")
+    cell.estop.release("anna")
+    assert cell.tick().kind == "stop"
+    assert "between two steps" in cell.pilot.reason
+    cell.pilot.arm()
+    assert cell.kinds(5) == "haaaa"
+
+
 def test_the_emergency_stop_acts_at_the_next_step_and_outlives_its_release(cell):
     cell.ticks(3)
     cell.estop.press("hand", "page")

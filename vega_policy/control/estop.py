@@ -24,6 +24,7 @@ class EmergencyStop:
         """Start released."""
         self._lock = threading.RLock()  # pressed by a signal handler, it may be held here
         self._reason = ""
+        self._n_presses = 0
         self._is_pressed = threading.Event()
         self._callbacks: list[Callable[[bool, str], None]] = []
 
@@ -31,6 +32,11 @@ class EmergencyStop:
     def is_pressed(self) -> bool:
         """Whether nothing may move."""
         return self._is_pressed.is_set()
+
+    @property
+    def n_presses(self) -> int:
+        """How often it was pressed while released: who looks seldom sees a press that is over."""
+        return self._n_presses
 
     @property
     def reason(self) -> str:
@@ -44,6 +50,7 @@ class EmergencyStop:
             if self._is_pressed.is_set():
                 return
             self._reason = text
+            self._n_presses += 1
             self._is_pressed.set()
         log.warning("emergency stop: %s", text)
         self._tell(is_pressed=True, text=text)

@@ -120,6 +120,8 @@ class Pilot:
         self._reason = ""
         self._was_armed = False
         self._told_s: dict[str, float] = {}
+        self._n_presses = estop.n_presses
+        """Of the emergency stop, when it was armed."""
         self._gripper = profile.start_gripper
         hold_action(profile.action, gripper=self._gripper)  # refused now, not when it is needed
         self._begin()
@@ -152,6 +154,7 @@ class Pilot:
             ContractError: The emergency stop is pressed.
         """
         with self._lock:
+            n_presses = self._estop.n_presses  # before it is looked at: a press since then counts
             if self._estop.is_pressed:
                 raise ContractError(
                     f"the emergency stop is pressed: {self._estop.reason}; release it, then arm"
@@ -160,6 +163,7 @@ class Pilot:
                 return
             self._begin()
             self._was_armed = True
+            self._n_presses = n_presses
             self._watchdog.rearm()
             self._enter("holding", "armed, no action yet")
             self._tell("armed", "armed")
@@ -224,6 +228,8 @@ class Pilot:
             return self._stop(f"emergency stop: {self._estop.reason}", tick)
         if self._state == "stopped":
             return Command(kind="stop", action=None, reason=self._reason, tick=tick)
+        if self._state != "disarmed" and self._estop.n_presses != self._n_presses:
+            return self._stop("emergency stop: pressed and released between two steps", tick)
         if self._state == "disarmed":
             return self._hold("disarmed", "disarmed", tick)
         if self._watchdog.poll() == "stop":
