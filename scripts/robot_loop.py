@@ -292,7 +292,7 @@ def drive(
         )
     try:
         with ended_by_signals(loop.end):
-            successes = run_episodes(loop, pilot, arm, chosen)
+            successes = run_episodes(loop, pilot, arm, config)
     finally:
         link.close()
     return {
@@ -314,14 +314,19 @@ def on_signal(number: int, do: Callable[[], None]) -> None:
 
 
 def run_episodes(
-    loop: RobotLoop, pilot: Pilot, arm: Robot, chosen: dict[str, Any]
+    loop: RobotLoop, pilot: Pilot, arm: Robot, config: dict[str, Any]
 ) -> list[bool] | None:
     """Run until told to end; return what became of each episode of a simulated arm."""
+    from rollout import build_suite
+
+    chosen = config["loop"]
     seconds = chosen["seconds"]
     if not isinstance(arm, SimulatedArmProcess):
         loop.run(seconds=seconds)
         return None
     n_episodes = chosen["episodes"] or (1 if seconds is None else np.inf)
+    # Ten minutes are more episodes than there are starts: then they come again.
+    n_starts = build_suite(config["suite"])[0].tasks[chosen["task"]].n_init_states
     successes: list[bool] = []
     ended, first = "done", chosen["init_state"]
     while len(successes) < n_episodes:
@@ -329,7 +334,7 @@ def run_episodes(
         if left_s is not None and left_s <= 0:
             break
         if successes:
-            arm.reset(init_state_id=first + len(successes))
+            arm.reset(init_state_id=(first + len(successes)) % n_starts)
         pilot.reset()
         ended = loop.run(seconds=left_s, until=lambda: arm.is_over)
         if ended != "done":
