@@ -1,0 +1,1 @@
+"""Scene understanding on the policy's encoder: scans, questions, heads, metrics, correspondence."""
