@@ -49,6 +49,9 @@ class CollectSettings:
     workers: int = 2
     disturbed: float = 0.7
     """Share of the demonstrations in which the arm is pushed off its way."""
+    look_every: int = 1
+    """Images are drawn at one in so many steps: nearly all the time of a demonstration goes into them,
+    and a policy that acts on single observations does not need them all."""
     checkpoint: str | None = None
     """A policy that drives first, so that the expert shows how to recover from its states."""
     max_learner_chunks: int = 12
@@ -99,6 +102,7 @@ def _check(settings: CollectSettings) -> list[Task]:
             ("demos_per_task", settings.demos_per_task, 1),
             ("workers", settings.workers, 1),
             ("camera_px", settings.camera_px, 16),
+            ("look_every", settings.look_every, 1),
             ("max_learner_chunks", settings.max_learner_chunks, 0),
             ("seed", settings.seed, 0),
         )
@@ -238,6 +242,7 @@ def collect_task(settings: CollectSettings, task_id: int) -> None:
                 disturbances=Disturbances(probability=settings.disturbed),
                 learner=learner,
                 max_learner_chunks=settings.max_learner_chunks,
+                look_every=settings.look_every,
             )
         except EnvFault as error:
             # The same seed would break again; another scene takes its place.

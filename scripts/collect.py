@@ -33,6 +33,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
         camera_px=chosen["camera_px"],
         workers=(len(os.sched_getaffinity(0)) if chosen["workers"] is None else chosen["workers"]),
         disturbed=float(chosen["disturbed"]),
+        look_every=chosen["look_every"],
         checkpoint=chosen["checkpoint"],
         max_learner_chunks=chosen["max_learner_chunks"],
     )

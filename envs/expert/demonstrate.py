@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from envs.expert.goals import GoalExpert, Style
 from envs.suites import init_states
 from vega_policy.data.libero_hdf5 import Demo
-from vega_policy.spec import ContractError, Observation
+from vega_policy.spec import CAMERAS, ContractError, Observation
 
 if TYPE_CHECKING:
     from envs.libero import LiberoEnv
@@ -59,6 +59,7 @@ def demonstrate(
     disturbances: Disturbances | None = None,
     learner: Learner | None = None,
     max_learner_chunks: int = 0,
+    look_every: int = 1,
 ) -> Attempt:
     """Let the expert solve the task once, from a placement drawn from ``seed``.
 
@@ -72,6 +73,7 @@ def demonstrate(
         disturbances: None for none.
         learner: The policy that drives first.
         max_learner_chunks: Largest number of chunks it drives.
+        look_every: Images are drawn at one in so many steps, from a step that ``seed`` decides.
 
     Raises:
         ContractError: The drawn placement coincides with an evaluation initial state.
@@ -96,7 +98,7 @@ def demonstrate(
     style = Style.sample(rng)
     expert = GoalExpert(env.simulation, style=style)
     pushes = _draw_pushes(rng, disturbances)
-    recording = _Recording(env) if env.renders else None
+    recording = _Recording(env, look_every=look_every, seed=seed) if env.renders else None
     n_success = None
     for step in range(env.max_steps):
         action, push = expert.act(), pushes.get(step)
@@ -169,23 +171,29 @@ def _draw_pushes(
 class _Recording:
     """The arrays of a demonstration while it grows."""
 
-    def __init__(self, env: LiberoEnv) -> None:
+    def __init__(self, env: LiberoEnv, *, look_every: int, seed: int) -> None:
         self._env = env
+        self._look_every = look_every
+        self._first_look = seed % look_every
+        self._unseen = np.zeros((env.camera_px, env.camera_px, 3), dtype=np.uint8)
         self._rows: dict[str, list[Any]] = {
             name: []
             for name in (
                 *("agentview", "wrist", "ee_states", "gripper_states", "joint_states"),
                 *("robot_states", "actions", "states", "rewards", "expert_mask"),
+                "frame_mask",
             )
         }
 
     def before(self, action: NDArray[np.float64], *, is_expert: bool) -> None:
         simulation, px = self._env.simulation, self._env.camera_px
+        step = len(self._rows["actions"])
+        looks = step % self._look_every == self._first_look
         sample = simulation.sample
         robot = [sample.gripper, sample.eef_position, sample.eef_quaternion]
         for name, value in {
-            "agentview": simulation.image("agentview", px),
-            "wrist": simulation.image("wrist", px),
+            **{c: simulation.image(c, px) if looks else self._unseen for c in CAMERAS},
+            "frame_mask": np.uint8(looks),
             "ee_states": sample.ee_state,
             "gripper_states": sample.gripper,
             "joint_states": sample.joints,

@@ -2,7 +2,7 @@
 
 A sample starts at step ``t`` of a demonstration and is the frame at ``t`` with ``actions[t : t + horizon]``.
 There is no padding: the last ``horizon - 1`` steps of a demonstration never start a sample, and neither
-does a step whose chunk holds an action that the expert did not choose.
+does a step whose chunk holds an action that the expert did not choose, nor one without an image.
 
 Shape legend: ``n`` rows (steps of all files, concatenated), ``b`` batch, ``v`` cameras, ``h, w`` image.
 """
@@ -99,6 +99,7 @@ class ChunkDataset:
         self.targets = np.concatenate([action_targets(f.actions) for f in files])
         """(n, 7) unnormalised, gripper 1 open and 0 closed."""
         self.expert_mask = np.concatenate([f.expert_mask for f in files])
+        self.frame_mask = np.concatenate([f.frame_mask for f in files])
 
     @classmethod
     def open(cls, source: DataSource, *, horizon: int) -> ChunkDataset:
@@ -147,7 +148,8 @@ class ChunkDataset:
             for number, length in enumerate(file.lengths):
                 mask = self.expert_mask[first : first + length]
                 if _is_held_out(f"{file.suite}/{file.task}/{number}", fraction) == held_out:
-                    found.append(first + _chunk_starts(mask, self.horizon))
+                    starts = first + _chunk_starts(mask, self.horizon)
+                    found.append(starts[self.frame_mask[starts] != 0])
                 first += int(length)
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 

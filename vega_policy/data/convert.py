@@ -19,7 +19,7 @@ from vega_policy.spec import ContractError
 from vega_policy.spec.names import require_name
 
 if TYPE_CHECKING:
-    from vega_policy.data.episodes import Episode, EpisodeSource
+    from vega_policy.data.episodes import Episode, EpisodeRef, EpisodeSource
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ def convert(
                     logger.warning("left out: %s", error)
                     skipped.append(str(error))
                 else:
+                    _require_images(episode, ref)
                     writer.add(episode, task=ref.task)
                     n_episodes += 1
                     n_frames += episode.n_steps
@@ -132,6 +133,17 @@ def _writer(
     from vega_policy.data.rlds import RldsWriter
 
     return RldsWriter(folder, name=name, images="png" if images == "lossless" else "jpeg")
+
+
+def _require_images(episode: Episode, ref: EpisodeRef) -> None:
+    """Other formats cannot say that a frame is missing, and a black one would be a lie."""
+    if episode.frame_mask is None or episode.frame_mask.all():
+        return
+    raise ContractError(
+        f"{ref} has images at {int(episode.frame_mask.sum())} of {episode.n_steps} steps, expected all of "
+        "them: it was collected with collect.look_every above 1; draw them again with "
+        "scripts/convert.py regenerate=true, or collect with collect.look_every=1"
+    )
 
 
 def _remove_stale(to: Path) -> None:

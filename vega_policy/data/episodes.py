@@ -50,6 +50,8 @@ class Episode:
     """(t, 7) arm joints in radians, where they are stored."""
     attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """How the demonstration was made, where that is stored; JSON values only."""
+    frame_mask: NDArray[np.uint8] | None = None
+    """(t,) 1 where images were drawn, elsewhere they are black; None: everywhere."""
 
     @property
     def n_steps(self) -> int:
@@ -311,8 +313,9 @@ def _problems(episode: Episode, ref: EpisodeRef, *, n_images: int) -> list[str]:
             ("actions", episode.actions, (t, 7)),
             ("proprio", episode.proprio, (t, 8)),
             ("expert_mask", episode.expert_mask, (t,)),
+            ("frame_mask", episode.frame_mask, (t,)),
         )
-        if array.shape != expected
+        if array is not None and array.shape != expected
     ]
     problems += [
         f"{name} has a number that is not finite"

@@ -206,11 +206,12 @@ def _digests(file: Frames) -> NDArray[np.uint8]:
 
 def _hash_frames(file: Frames, path: Path) -> None:
     n, v = file.images.shape[:2]
-    digests = np.empty((n, v, DIGEST_BYTES), dtype=np.uint8)
+    digests = np.zeros((n, v, DIGEST_BYTES), dtype=np.uint8)
     with Progress(n, what=f"hashing the frames of {file.task}", unit="frames") as progress:
-        for row, images in enumerate(file.images):
-            for view, frame in enumerate(images):
-                digests[row, view] = np.frombuffer(frame_digest(frame), dtype=np.uint8)
+        for row in range(n):
+            if file.frame_mask[row]:
+                for view, frame in enumerate(file.images[row]):
+                    digests[row, view] = np.frombuffer(frame_digest(frame), dtype=np.uint8)
             progress.update(1)
     with atomic_path(path) as temporary:
         np.save(temporary, digests)

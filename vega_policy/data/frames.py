@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised whenever the meaning of the cached arrays changes."""
+_LOW_DIMENSIONAL = ("actions", "proprio", "expert_mask", "frame_mask")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,8 @@ class Frames:
     """(n, 8)."""
     expert_mask: NDArray[np.uint8]
     """(n,) 1 where the expert chose the action."""
+    frame_mask: NDArray[np.uint8]
+    """(n,) 1 where there is an image; the others are black and take no space on the disk."""
     lengths: NDArray[np.int64]
     """(demos,) steps of each demonstration, in the order of the rows."""
 
@@ -102,7 +105,7 @@ def open_frames(
     if not (folder / "meta.json").exists():
         _decode(source, folder=folder, task=task, transform=transform)
     with np.load(folder / "low.npz") as low:
-        arrays = {key: low[key] for key in ("actions", "proprio", "expert_mask", "lengths")}
+        arrays = {key: low[key] for key in (*_LOW_DIMENSIONAL, "lengths")}
     # Mode "c" gives a writable view without ever writing to the file: torch warns about others.
     images = np.load(folder / "images.npy", mmap_mode="c")
     return Frames(
@@ -135,14 +138,16 @@ def _decode(
     images = np.lib.format.open_memmap(
         temporary / "images.npy", mode="w+", dtype=np.uint8, shape=shape
     )
-    low: dict[str, list[NDArray[np.generic]]] = {"actions": [], "proprio": [], "expert_mask": []}
+    low: dict[str, list[NDArray[np.generic]]] = {key: [] for key in _LOW_DIMENSIONAL}
     row = 0
     with Progress(total, what=f"decoding {task}", unit="frames") as progress:
         for index, ref in enumerate(refs):
             episode = source.episode(index)
+            seen = np.flatnonzero(_frame_mask(episode))
             for view, camera in enumerate(CAMERAS):
-                frames = _frames(episode, camera, ref=ref, size=(height, width))
-                images[row : row + ref.n_steps, view] = (
+                frames = _frames(episode, camera, ref=ref, size=(height, width))[seen]
+                # Rows that are never written stay holes in the file.
+                images[row + seen, view] = (
                     frames.transpose(0, 3, 1, 2) if apply is None else apply(list(frames)).numpy()
                 )
             for key, values in _low_dimensional(episode).items():
@@ -178,7 +183,14 @@ def _low_dimensional(episode: Episode) -> dict[str, NDArray[np.generic]]:
         "actions": episode.actions,
         "proprio": episode.proprio,
         "expert_mask": episode.expert_mask,
+        "frame_mask": _frame_mask(episode),
     }
+
+
+def _frame_mask(episode: Episode) -> NDArray[np.uint8]:
+    if episode.frame_mask is not None:
+        return episode.frame_mask
+    return np.ones(episode.n_steps, dtype=np.uint8)
 
 
 def _stale(folder: Path, *, task: str) -> list[Path]:

@@ -63,6 +63,8 @@ class Demo:
     """How the demonstration was made (start, seed, versions, ...); JSON values only."""
     model_file: str = ""
     """The MuJoCo XML, where it is kept."""
+    frame_mask: NDArray[np.uint8] | None = None
+    """(t,) 1 where images were drawn; elsewhere they are black. None: everywhere."""
 
     @property
     def n_steps(self) -> int:
@@ -219,6 +221,7 @@ def read_demo(ref: DemoRef) -> Demo:
             instruction=ref.instruction,
             attributes=json.loads(_text(group.attrs.get(ATTRIBUTES_KEY, "{}"))),
             model_file=_text(group.attrs.get("model_file", "")),
+            frame_mask=read_frame_mask(group),
         )
 
 
@@ -247,15 +250,37 @@ def read_images(
     return np.ascontiguousarray(stored[:, ::-1, ::-1])
 
 
-def write_images(obs: h5py.Group, camera: str, images: NDArray[np.uint8]) -> None:
-    """Store (t, h, w, 3) upright images of one camera, compressed frame by frame."""
-    obs.create_dataset(
+def read_frame_mask(group: h5py.Group) -> NDArray[np.uint8] | None:
+    """Return at which steps (t,) images were drawn; None where at all of them."""
+    if "frame_mask" not in group:
+        return None
+    return np.asarray(_array(group, "frame_mask")[()], dtype=np.uint8)
+
+
+def write_images(
+    obs: h5py.Group,
+    camera: str,
+    images: NDArray[np.uint8],
+    *,
+    frame_mask: NDArray[np.uint8] | None = None,
+) -> None:
+    """Store (t, h, w, 3) upright images of one camera, compressed frame by frame.
+
+    Frames outside ``frame_mask`` take no space and are read as black.
+    """
+    stored = obs.create_dataset(
         IMAGE_KEYS[camera],
-        data=images[:, ::-1, ::-1],
+        shape=images.shape,
+        dtype=np.uint8,
         chunks=(1, *images.shape[1:]),
         compression="gzip",
         compression_opts=1,
     )
+    if frame_mask is None:
+        stored[...] = images[:, ::-1, ::-1]
+        return
+    for step in np.flatnonzero(frame_mask):
+        stored[step] = images[step, ::-1, ::-1]
 
 
 def read_low_dimensional(group: h5py.Group) -> dict[str, NDArray[Any]]:
@@ -298,7 +323,9 @@ def _write_group(group: h5py.Group, demo: Demo) -> None:
     group.attrs[ATTRIBUTES_KEY] = json.dumps(dict(demo.attributes), sort_keys=True)
     obs = group.create_group("obs")
     for camera, images in ((AGENTVIEW, demo.agentview), (WRIST, demo.wrist)):
-        write_images(obs, camera, images)
+        write_images(obs, camera, images, frame_mask=demo.frame_mask)
+    if demo.frame_mask is not None and not demo.frame_mask.all():
+        group.create_dataset("frame_mask", data=demo.frame_mask.astype(np.uint8))
     obs.create_dataset("ee_states", data=demo.ee_states.astype(np.float64))
     obs.create_dataset("ee_pos", data=demo.ee_states[:, :3].astype(np.float64))
     obs.create_dataset("ee_ori", data=demo.ee_states[:, 3:].astype(np.float64))
@@ -346,6 +373,7 @@ def _check(demo: Demo) -> None:
         "rewards": (t,),
         "dones": (t,),
         "expert_mask": (t,),
+        **({} if demo.frame_mask is None else {"frame_mask": (t,)}),
     }
     wrong: list[str] = []
     for name, expected in shapes.items():

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vega_policy.data.libero_hdf5 import SUFFIX, DemoRef, list_demos, open_demo, read_images
+from vega_policy.data.libero_hdf5 import (
+    SUFFIX,
+    DemoRef,
+    list_demos,
+    open_demo,
+    read_frame_mask,
+    read_images,
+)
 from vega_policy.spec import CAMERAS, ContractError
 from vega_policy.spec.names import nearest
 
@@ -34,6 +41,18 @@ class Video:
     camera: str
     """A name of `spec.CAMERAS`; empty for an mp4, which shows one camera."""
     n_frames: int
+    seen: tuple[int, ...] | None = None
+    """The frames that were drawn, rising; None: all."""
+
+    def starts(self, *, clip_frames: int, frame_stride: int) -> NDArray[np.int64]:
+        """Return where a clip may begin so that each of its frames was drawn."""
+        span = (clip_frames - 1) * frame_stride + 1
+        begins = np.arange(max(0, self.n_frames - span + 1))
+        if self.seen is None:
+            return begins
+        drawn = np.zeros(self.n_frames, dtype=bool)
+        drawn[list(self.seen)] = True
+        return begins[[bool(drawn[b : b + span : frame_stride].all()) for b in begins]]
 
     @property
     def episode(self) -> str:
@@ -65,8 +84,9 @@ def list_videos(data_dir: Path | str, suite: str) -> list[Video]:
         path for path in _visible(folder.glob("parts/*/*.hdf5")) if path.parent.name not in merged
     ]
     videos = [
-        Video(source=demo, camera=camera, n_frames=demo.n_steps)
+        Video(source=demo, camera=camera, n_frames=demo.n_steps, seen=seen)
         for demo in list_demos(files)
+        for seen in [_seen(demo)]
         for camera in CAMERAS
     ]
     videos += [
@@ -128,7 +148,8 @@ def read_clips(
         ContractError: No video is long enough, or frames are not square.
     """
     span = (clip_frames - 1) * frame_stride + 1
-    counts = np.array([max(0, video.n_frames - span + 1) for video in videos])
+    begins_of = [v.starts(clip_frames=clip_frames, frame_stride=frame_stride) for v in videos]
+    counts = np.array([len(begins) for begins in begins_of])
     total = int(counts.sum())
     if total == 0:
         longest = max((video.n_frames for video in videos), default=0)
@@ -141,7 +162,7 @@ def read_clips(
     ends = np.cumsum(counts)
     for position in np.sort(chosen):
         index = int(np.searchsorted(ends, position, side="right"))
-        starts[index].append(int(position - (ends[index] - counts[index])))
+        starts[index].append(int(begins_of[index][position - (ends[index] - counts[index])]))
     clips = np.empty((len(chosen), clip_frames, image_px, image_px, 3), dtype=np.uint8)
     filled = 0
     for index, begins in starts.items():
@@ -163,6 +184,12 @@ def read_frames(video: Video, at: Sequence[int]) -> NDArray[np.uint8]:
         return _read_mp4(video.source, at)
     with open_demo(video.source) as group:
         return read_images(group, video.camera, at=at)
+
+
+def _seen(demo: DemoRef) -> tuple[int, ...] | None:
+    with open_demo(demo) as group:
+        mask = read_frame_mask(group)
+    return None if mask is None else tuple(np.flatnonzero(mask).tolist())
 
 
 def _read_mp4(path: Path, at: Sequence[int]) -> NDArray[np.uint8]:
