@@ -180,6 +180,7 @@ def test_fifty_thousand_cached_rows_open_in_seconds(tmp_path):
         actions=np.zeros((n, 7)),
         proprio=np.zeros((n, 8), dtype=np.float32),
         expert_mask=np.ones(n, dtype=np.uint8),
+        frame_mask=np.ones(n, dtype=np.uint8),
         lengths=np.array([n]),
     )
     dataset = ChunkDataset([file], horizon=8)
