@@ -47,7 +47,7 @@ from vega_policy.policy.statistics import (
 from vega_policy.policy.tokenizer import load_llama_tokenizer
 from vega_policy.spec import ActionSpec, CheckpointError, ContractError
 from vega_policy.spec.names import nearest, require_name
-from vega_policy.vision.prior import build_prior
+from vega_policy.vision.prior import build_prior, save_prior
 
 if TYPE_CHECKING:
     from vega_policy.policy.config import ImageTransform
@@ -340,7 +340,7 @@ def _write(policy: VegaPolicy, folder: Path, card: str) -> None:
     policy.tokenizer.save_pretrained(folder / TOKENIZER)
     prior = policy.model.prior
     if prior is not None:
-        prior.save(folder / PRIOR)
+        save_prior(prior, folder / PRIOR)
     (folder / CARD).write_text(card)
     config = {"vega_policy": FORMAT, "policy": policy.config.to_dict()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

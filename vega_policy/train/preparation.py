@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,8 @@ from vega_policy.train.lora import prepare_weights
 from vega_policy.train.normalisation import normalised
 from vega_policy.train.ranks import Ranks
 from vega_policy.train.start import Start
-from vega_policy.vision.prior import build_prior
+from vega_policy.vision.prior import AnyPrior, build_prior
+from vega_policy.vision.prior.bank import BANK_SIZE
 from vega_policy.vision.prior.store import PriorIdentity, prior_fingerprint
 
 if TYPE_CHECKING:
@@ -113,6 +115,7 @@ def prepare(
         dataset = ChunkDataset.open(source, horizon=config.policy.action.horizon)
     policy = _policy_to_train(config, dataset, start)
     model = policy.model.to(ranks.device)
+    _fill_bank(model.vision.prior, dataset)
     prior_hash = "none"
     features = None
     if model.vision.prior is not None:
@@ -223,6 +226,15 @@ def _grafted(policy: VegaPolicy, config: TrainConfig) -> VegaPolicy:
         prior_path=None if config.prior_path == "random" else config.prior_path,
         seed=config.seed,
     )
+
+
+def _fill_bank(prior: AnyPrior | None, dataset: ChunkDataset) -> None:
+    """Give the control that shows other frames the ones it shows, spread over the data."""
+    if prior is None or prior.config.sees != "other" or prior.bank is not None:
+        return
+    starts = dataset.starts(held_out=False, fraction=0.0)
+    count = min(BANK_SIZE, len(starts))
+    prior.bank = dataset.pixels(starts[np.linspace(0, len(starts) - 1, count).astype(np.int64)])
 
 
 def _features(

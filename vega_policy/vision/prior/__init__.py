@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vega_policy.spec.names import require_name
+from vega_policy.vision.prior.bank import load_bank, save_bank
 from vega_policy.vision.prior.config import (
     PRIORS,
     Prior,
@@ -68,7 +69,17 @@ def build_prior(config: PriorConfig, *, path: Path | str | None = None, seed: in
     kind = _KINDS[require_name(config.name, PRIORS, what="prior")]
     if path is None:
         return kind.from_config(config, seed=seed)
-    return kind.load(path, config)
+    prior = kind.load(path, config)
+    if config.sees == "other":
+        prior.bank = load_bank(path)
+    return prior
+
+
+def save_prior(prior: AnyPrior, path: Path | str) -> None:
+    """Write what `build_prior` reads back."""
+    prior.save(path)
+    if prior.bank is not None:
+        save_bank(prior.bank, path)
 
 
 __all__ = [
@@ -95,4 +106,5 @@ __all__ = [
     "WeightlessPrior",
     "ZeroPrior",
     "build_prior",
+    "save_prior",
 ]

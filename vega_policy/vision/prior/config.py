@@ -140,8 +140,9 @@ class PriorConfig:
     """Length the empty prompt's embedding is padded to with zeros (512 for the published model)."""
     prompt_file: str = ""
     """The empty prompt's embedding as a .safetensors or .pt file, for a directory without one."""
-    sees: Literal["camera", "black"] = "camera"
-    """``black``: a control that runs the backbone on a black image whatever the camera saw."""
+    sees: Literal["camera", "black", "other"] = "camera"
+    """Controls that run the backbone, but not on what the camera saw: ``black`` on a black image,
+    ``other`` on a training frame of another moment (see `vega_policy.vision.prior.bank`)."""
     align: Literal["camera", "upstream"] = "camera"
     """``camera``: the whole image, in its own aspect, so that features lie where the semantic tokens
     lie. ``upstream``: the released code's cover-resize and centre crop to ``frame_size``, which

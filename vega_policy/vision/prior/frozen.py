@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vega_policy.spec.errors import ContractError
+from vega_policy.vision.prior.bank import from_bank
 from vega_policy.vision.prior.framing import cover_and_crop, whole_frame
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class FrozenPrior(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config = config
+        self.bank: Tensor | None = None
+        """(k, v, 3, h, w) uint8, what is shown with ``sees="other"``; training fills it."""
 
     def freeze(self) -> None:
         """Freeze; the last line of a subclass's constructor."""
@@ -62,6 +66,7 @@ class FrozenPrior(nn.Module):
 
         Raises:
             ValueError: There is not one key per observation.
+            ContractError: ``sees="other"`` and no bank, or one of other cameras.
         """
         if len(keys) != frames.shape[0]:
             raise ValueError(
@@ -69,6 +74,13 @@ class FrozenPrior(nn.Module):
             )
         if self.config.sees == "black":
             frames = torch.full_like(frames, -1.0)
+        elif self.config.sees == "other":
+            if self.bank is None:
+                raise ContractError(
+                    "prior.sees=other shows frames of a bank and there is none; "
+                    "train with it, scripts/train.py draws the bank from the training data"
+                )
+            frames = from_bank(frames, self.bank)
         with torch.autocast(frames.device.type, enabled=False):
             tokens, grid = self.encode(frames, keys=keys)
             pooled = pool(tokens.flatten(0, 1), grid, self.config.grid)
