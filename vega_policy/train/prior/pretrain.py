@@ -85,7 +85,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    videos = list_videos(config.data.dir, config.suite)
+    suites = config.data.suites or (config.suite,)
+    videos = [video for suite in suites for video in list_videos(config.data.dir, suite)]
     frames = _read(videos, config)
     out = config.out_dir
     for name, groups in STAGES.items():

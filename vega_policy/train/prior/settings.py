@@ -83,6 +83,8 @@ class VideoConfig:
 
     dir: str = "data/nano"
     """Folder with one folder of videos per suite."""
+    suites: tuple[str, ...] = ()
+    """Suites whose videos are seen together; empty: the one of the run."""
     n_frames: int = 6000
     """Single frames kept in memory at most."""
     n_clips: int = 400
