@@ -45,15 +45,21 @@ class VisionConfig:
     fusion: FusionConfig = field(default_factory=FusionConfig)
 
 
-class VisionStream(nn.Module):
-    """Pixels of all cameras in, fused vision tokens and their gate out."""
+class PriorBranch(nn.Module):
+    """Prior, its projector and the fusion rule: what semantic tokens, whoever made them, pass through.
 
-    def __init__(self, config: VisionConfig, *, width: int, prior: AnyPrior | None = None) -> None:
-        """Build the stream.
+    `VisionStream` puts it behind our own towers, the scene heads behind those of their backbones.
+    """
+
+    def __init__(
+        self, config: VisionConfig, *, width: int, grid: int, prior: AnyPrior | None = None
+    ) -> None:
+        """Build the branch.
 
         Args:
-            config: Settings.
+            config: Settings; those of the semantic towers are not looked at.
             width: ``d``.
+            grid: Semantic tokens along one side of a view.
             prior: A frozen prior; None makes one with random weights. Fusion ``none`` has none,
                 whatever is given.
 
@@ -61,10 +67,7 @@ class VisionStream(nn.Module):
             ContractError: The prior's grid is not the semantic grid.
         """
         super().__init__()
-        self.semantic = SemanticTowers(config.semantic, condition_width=width)
-        self.semantic_projector = _SemanticProjector(
-            self.semantic.width, config.projector.semantic_hidden, width
-        )
+        self.width, self.grid = width, grid
         self.set_branch(config, prior=prior)
 
     def set_branch(self, config: VisionConfig, *, prior: AnyPrior | None = None) -> None:
@@ -77,34 +80,29 @@ class VisionStream(nn.Module):
         Raises:
             ContractError: The prior does not fit the towers.
         """
-        width = self.semantic_projector.fc3.out_features
-        grid = config.semantic.grid
         self.config = config
         self.prior: AnyPrior | None = None
         self.prior_projector: nn.Sequential | None = None
         if config.fusion.uses_prior:
             self._require_fit(config)
             self.prior = build_prior(config.prior) if prior is None else prior
-            self.prior_projector = _prior_projector(config.prior.width, config.projector, width)
-        self.fusion = build_fusion(config.fusion, width=width, grid=grid)
+            self.prior_projector = _prior_projector(
+                config.prior.width, config.projector, self.width
+            )
+        self.fusion = build_fusion(config.fusion, width=self.width, grid=self.grid)
 
     def _require_fit(self, config: VisionConfig) -> None:
-        if config.prior.grid != config.semantic.grid:
+        if config.prior.grid != self.grid:
             raise ContractError(
                 f"the prior's grid is {config.prior.grid}, the semantic towers' is "
-                f"{config.semantic.grid}; set prior.grid={config.semantic.grid}, features are pooled "
+                f"{self.grid}; set prior.grid={self.grid}, features are pooled "
                 "to it"
-            )
-        if config.prior.name == "layer_norm" and config.prior.width != self.semantic.width:
-            raise ContractError(
-                f"prior layer_norm has width {config.prior.width}, the semantic tokens have "
-                f"{self.semantic.width}; set prior.width={self.semantic.width}"
             )
 
     @property
     def n_tokens(self) -> int:
         """Tokens of one view."""
-        return self.config.semantic.grid**2
+        return self.grid**2
 
     def prior_features(self, pixels: Tensor, *, keys: Sequence[int] | None = None) -> Tensor | None:
         """Return the frozen features (b, v, n, c) of pixels (b, v, 3, h, w) in [0, 255].
@@ -120,37 +118,30 @@ class VisionStream(nn.Module):
             pixels.float() / 127.5 - 1.0, keys=self._keys(keys, pixels.shape[0])
         )
 
-    def forward(
+    def fuse(
         self,
+        semantic: Tensor,
         pixels: Tensor,
+        read: Tensor,
         *,
         prior_features: Tensor | None = None,
         keys: Sequence[int] | None = None,
         shut_out_prior: bool | Tensor = False,
-        condition: Tensor | None = None,
     ) -> Fused:
-        """Encode and fuse every view; views follow each other along the token axis.
+        """Fuse projected semantic tokens with the prior's features of the same frames.
 
         Args:
+            semantic: (b, v * n, d), view by view, row-major.
             pixels: (b, v, 3, h, w) RGB in [0, 255], uint8 or float.
-            prior_features: (b, v, n, c) cached features; None runs the prior.
-            keys: One integer per observation for the prior's noise; needed when the prior runs
-                with keyed noise, and zeros otherwise.
-            shut_out_prior: Return the semantic tokens alone, whatever the fusion rule, with a gate
-                of 1 where the rule has one; the prior does not run. A (b,) bool tensor shuts it out
-                of single observations, see `dropped_priors`.
-            condition: (b, d) what FiLM modulates the towers by; of no use without FiLM.
-
-        Returns:
-            Tokens (b, v * n, d), twice as many with ``sequence_concat``, and gate (b, v * n, 1) or
-            None.
+            read: (b, v, n, e) the towers' own tokens, for the control that repeats them.
+            prior_features: See `VisionStream.forward`; so are the arguments without a line here.
+            keys: See there.
+            shut_out_prior: See there.
 
         Raises:
             ContractError: Single observations are to lose tokens that others of the batch have.
             ValueError: Cached features have the wrong shape, or keyed noise has no keys.
         """
-        read = self.semantic(pixels, condition)
-        semantic = self.semantic_projector(read).flatten(1, 2)
         if self.prior_projector is None or shut_out_prior is True:
             gate = semantic.new_ones(*semantic.shape[:-1], 1) if self.fusion.has_gate else None
             return Fused(tokens=semantic, gate=gate)
@@ -202,6 +193,77 @@ class VisionStream(nn.Module):
                 "the prior draws its noise from keys and none were given; pass one per observation"
             )
         return [0] * n
+
+
+class VisionStream(PriorBranch):
+    """Pixels of all cameras in, fused vision tokens and their gate out."""
+
+    def __init__(self, config: VisionConfig, *, width: int, prior: AnyPrior | None = None) -> None:
+        """Build the stream.
+
+        Args:
+            config: Settings.
+            width: ``d``.
+            prior: A frozen prior; None makes one with random weights. Fusion ``none`` has none,
+                whatever is given.
+
+        Raises:
+            ContractError: The prior's grid is not the semantic grid.
+        """
+        nn.Module.__init__(self)
+        self.width, self.grid = width, config.semantic.grid
+        self.semantic = SemanticTowers(config.semantic, condition_width=width)
+        self.semantic_projector = _SemanticProjector(
+            self.semantic.width, config.projector.semantic_hidden, width
+        )
+        self.set_branch(config, prior=prior)
+
+    def _require_fit(self, config: VisionConfig) -> None:
+        super()._require_fit(config)
+        if config.prior.name == "layer_norm" and config.prior.width != self.semantic.width:
+            raise ContractError(
+                f"prior layer_norm has width {config.prior.width}, the semantic tokens have "
+                f"{self.semantic.width}; set prior.width={self.semantic.width}"
+            )
+
+    def forward(
+        self,
+        pixels: Tensor,
+        *,
+        prior_features: Tensor | None = None,
+        keys: Sequence[int] | None = None,
+        shut_out_prior: bool | Tensor = False,
+        condition: Tensor | None = None,
+    ) -> Fused:
+        """Encode and fuse every view; views follow each other along the token axis.
+
+        Args:
+            pixels: (b, v, 3, h, w) RGB in [0, 255], uint8 or float.
+            prior_features: (b, v, n, c) cached features; None runs the prior.
+            keys: One integer per observation for the prior's noise; needed when the prior runs
+                with keyed noise, and zeros otherwise.
+            shut_out_prior: Return the semantic tokens alone, whatever the fusion rule, with a gate
+                of 1 where the rule has one; the prior does not run. A (b,) bool tensor shuts it out
+                of single observations, see `dropped_priors`.
+            condition: (b, d) what FiLM modulates the towers by; of no use without FiLM.
+
+        Returns:
+            Tokens (b, v * n, d), twice as many with ``sequence_concat``, and gate (b, v * n, 1) or
+            None.
+
+        Raises:
+            ContractError: Single observations are to lose tokens that others of the batch have.
+            ValueError: Cached features have the wrong shape, or keyed noise has no keys.
+        """
+        read = self.semantic(pixels, condition)
+        return self.fuse(
+            self.semantic_projector(read).flatten(1, 2),
+            pixels,
+            read,
+            prior_features=prior_features,
+            keys=keys,
+            shut_out_prior=shut_out_prior,
+        )
 
 
 class _SemanticProjector(nn.Module):
