@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -201,18 +201,17 @@ def _train_flow(
 def _surroundings(
     name: str, config: PretrainConfig, frames: Frames, groups: tuple[str, ...]
 ) -> Surroundings:
+    values = config.to_dict()
     made_with: dict[str, Any] = {
         "suite": config.suite,
         "image_px": config.image_px,
         "seed": config.seed,
         "n_episodes": frames.n_episodes,
         "n_video_frames": frames.n_video_frames,
-        **_flat(asdict(config.data), "data."),
-        **_flat(asdict(config.dims), "dims."),
     }
+    for group in ("data", "dims", *groups):
+        made_with |= _flat(values[group], f"{group}.")
     del made_with["data.dir"]
-    for group in groups:
-        made_with |= _flat(asdict(getattr(config, group)), f"{group}.")
     return Surroundings(
         name=name,
         folder=config.out_dir,
