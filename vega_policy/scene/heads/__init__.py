@@ -1,0 +1,1 @@
+"""Vision-language models that read a scene through the policy's prior and fusion."""

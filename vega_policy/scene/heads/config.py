@@ -1,0 +1,113 @@
+"""Settings of the scene models, but for the sizes of their backbone, which has its own file."""
+
+# ruff: noqa: ANN401
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from vega_policy.spec import ContractError
+from vega_policy.spec.names import nearest
+from vega_policy.vision.stream import VisionConfig
+
+T = TypeVar("T")
+Chat = Literal["plain", "qwen"]
+
+
+@dataclass(frozen=True)
+class CodeConfig:
+    """Range and resolution of the 3D position code; the defaults are those of the released code."""
+
+    low_m: tuple[float, float, float] = (-15.0, -15.0, -5.0)
+    """Coordinates in the aligned frame are clamped to this corner ..."""
+    high_m: tuple[float, float, float] = (15.0, 15.0, 5.0)
+    """... and this one."""
+    cell_m: float = 0.1
+    """Coordinates are rounded to multiples of it, counted from ``low_m``."""
+    temperature: float = 10000.0
+
+
+@dataclass(frozen=True)
+class ScanNetConfig:
+    """A `ScanNetModel`, but for its weights, backbone and tokenizer."""
+
+    towers: Literal["policy", "backbone"] = "policy"
+    """``policy``: the towers and their projector are those of a policy's `VisionStream`, and the
+    backbone's own are never run. ``backbone``: the backbone's SigLIP and projector, as published."""
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    """With ``backbone`` what it says of the semantic towers is not looked at."""
+    code: CodeConfig = field(default_factory=CodeConfig)
+    points: Literal["measured", "all"] = "measured"
+    """``all``: pixels without depth count as points at the camera, as in the released code."""
+    chat: Chat = "plain"
+    """Words around prompt and answer: Qwen's, or next to none."""
+
+
+@dataclass(frozen=True)
+class VsiConfig:
+    """A `VsiModel`, but for its weights, backbone and tokenizer."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    """Prior and fusion; the semantic towers and the prior's grid are not looked at: features are
+    read on the prior's own grid."""
+    merger_hidden: int = 128
+    """Hidden width of the prior's 2x2 merger."""
+    width_px: int = 112
+    """Width frames are resized to before their sides are cut to whole tokens."""
+    chat: Chat = "plain"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a JSON-ready dictionary of nested frozen dataclasses."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Read what `to_dict` gave; absent keys keep their default.
+
+    Raises:
+        ContractError: A key is unknown or a group is none; all are listed.
+    """
+    problems: list[str] = []
+    config = _read(kind, values, "", problems)
+    if problems:
+        raise ContractError("scene configuration: " + "; ".join(problems))
+    return config
+
+
+def _read(kind: Any, values: Mapping[str, Any], path: str, problems: list[str]) -> Any:
+    hints = typing.get_type_hints(kind)
+    fields: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            problems.append(f"unknown key {path + name!r}; {nearest(name, hints)}")
+        elif dataclasses.is_dataclass(hints[name]):
+            if isinstance(value, Mapping):
+                group = typing.cast("Mapping[str, Any]", value)
+                fields[name] = _read(hints[name], group, f"{path}{name}.", problems)
+            else:
+                problems.append(f"{path}{name} is {value!r}, expected a group of settings")
+        elif not _fits(value, hints[name]):
+            problems.append(f"{path}{name} is {value!r}, expected {hints[name]}")
+        elif typing.get_origin(hints[name]) is tuple:
+            fields[name] = tuple(value)
+        else:
+            fields[name] = value
+    return kind(**fields)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin is tuple:
+        return isinstance(value, (list, tuple))
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)

@@ -1,0 +1,55 @@
+"""What a model knows of a proposed object: the tokens of its surface, and where it stands.
+
+Shape legend: ``v`` views, ``m`` patches of one view, ``p`` points of one patch, ``n`` boxes, ``d`` width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def patch_points(points: Tensor, *, patch_px: int) -> Tensor:
+    """Cut maps (v, h, w, ...) into patches (v, m, p, ...), row-major, as the towers cut the image.
+
+    Pixels behind the last whole patch are left out.
+    """
+    side = [length // patch_px * patch_px for length in points.shape[1:3]]
+    cut = points[:, : side[0], : side[1]]
+    cut = cut.unflatten(1, (-1, patch_px)).unflatten(3, (-1, patch_px))
+    return cut.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def patches_of_boxes(points: Tensor, counts: Tensor, boxes: Tensor) -> Tensor:
+    """Tell which patches belong to which box: at least half of a patch's points lie inside.
+
+    Half of all pixels of the patch, whether or not they take part: 98 of 196 in the released code.
+
+    Args:
+        points: (v, m, p, 3) in metres.
+        counts: (v, m, p) True where a point takes part.
+        boxes: (n, 6) centre and full size.
+
+    Returns:
+        (n, v, m) bool.
+    """
+    need = points.shape[2] / 2
+    low, high = boxes[:, :3] - boxes[:, 3:] / 2, boxes[:, :3] + boxes[:, 3:] / 2
+    inside = [
+        (((points >= a) & (points <= b)).all(-1) & counts).sum(-1) >= need
+        for a, b in zip(low.to(points), high.to(points), strict=True)
+    ]
+    return torch.stack(inside) if inside else counts.new_zeros(0, *points.shape[:2])
+
+
+def object_means(tokens: Tensor, belongs: Tensor) -> Tensor:
+    """Return the mean token (n, d) of each box over all views; zeros where no patch belongs to it.
+
+    Args:
+        tokens: (v, m, d) semantic tokens *before* fusion: in the released code the prior reaches
+            objects only through what the language model says of the text.
+        belongs: (n, v, m) of `patches_of_boxes`.
+    """
+    weight = belongs.flatten(1).to(tokens.dtype)
+    total = weight @ tokens.flatten(0, 1)
+    return total / weight.sum(1, keepdim=True).clamp(min=1)

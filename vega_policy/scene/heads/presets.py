@@ -1,0 +1,191 @@
+"""Two sizes of each scene model, of the same classes: nano, which trains on two cores, and 7b."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+import vega_policy
+from vega_policy.scene.heads.config import CodeConfig, ScanNetConfig
+from vega_policy.scene.heads.scannet_model import ScanNetModel
+from vega_policy.scene.heads.tokens import train_scene_tokenizer
+from vega_policy.spec import ContractError
+from vega_policy.vision.fusion import FusionConfig
+from vega_policy.vision.prior import PriorConfig, WanDims, build_prior
+from vega_policy.vision.stream import ProjectorConfig, VisionConfig, VisionStream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Align = Literal["aligned", "upstream"]
+
+CHECKPOINT = "nano-libero-object"
+"""Policy that comes with the package; nano scene models take its towers and its prior."""
+
+WAN_13B = WanDims(
+    heads=12, head_dim=128, n_blocks=30, ffn_width=8960, text_width=4096, vae_width=96
+)
+
+
+def policy_folder(name: Path | str = CHECKPOINT) -> Path:
+    """Return the directory of a policy that comes with the package, or a given one.
+
+    Raises:
+        ContractError: There is none.
+    """
+    for folder in (Path(name), Path(vega_policy.__file__).parent / "assets" / name):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ContractError(
+        f"there is no policy {str(name)!r}; name a checkpoint directory of a policy"
+    )
+
+
+def scannet_config(
+    preset: str = "nano", *, align: Align = "aligned", towers: str | None = None
+) -> ScanNetConfig:
+    """Return settings.
+
+    Args:
+        preset: ``nano`` or ``7b``.
+        align: ``aligned``: the prior sees the whole frame. ``upstream``: the released code's centre
+            crop, whose grid lies beside the towers' (7b only).
+        towers: See `ScanNetConfig`; None is the preset's own.
+    """
+    if preset == "nano":
+        config = ScanNetConfig(code=CodeConfig())
+    else:
+        config = ScanNetConfig(
+            towers="backbone",
+            points="all",
+            chat="qwen",
+            vision=VisionConfig(
+                prior=PriorConfig(
+                    width=1536,
+                    image_px=672,
+                    grid=14,
+                    block_index=20,
+                    prompt_tokens=512,
+                    align="camera" if align == "aligned" else "upstream",
+                    frame_size=(720, 1280),
+                    dims=WAN_13B,
+                ),
+                projector=ProjectorConfig(prior_hidden=3584, prior_norm="none"),
+                fusion=FusionConfig(name="token_gate_normed"),
+            ),
+        )
+    return config if towers is None else dataclasses.replace(config, towers=towers)
+
+
+def scannet_backbone(preset: str = "nano", *, towers: str = "policy") -> LlavaOnevisionConfig:
+    """Return the backbone's sizes: those of LLaVA-Video-7B-Qwen2, or nano ones.
+
+    A nano backbone whose towers are the policy's still has a SigLIP, because the class insists: one
+    block of 8 channels that never runs.
+    """
+    if preset != "nano":
+        return LlavaOnevisionConfig(
+            vision_config=SiglipVisionConfig(
+                hidden_size=1152,
+                intermediate_size=4304,
+                num_hidden_layers=26,
+                num_attention_heads=16,
+                image_size=384,
+                patch_size=14,
+                vision_use_head=False,
+            ),
+            text_config=Qwen2Config(
+                vocab_size=152064,
+                hidden_size=3584,
+                intermediate_size=18944,
+                num_hidden_layers=28,
+                num_attention_heads=28,
+                num_key_value_heads=4,
+                max_position_embeddings=32768,
+                rms_norm_eps=1e-6,
+                rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+            ),
+        )
+    is_stub = towers == "policy"
+    return LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(
+            hidden_size=8 if is_stub else 96,
+            intermediate_size=8 if is_stub else 384,
+            num_hidden_layers=1 if is_stub else 3,
+            num_attention_heads=1 if is_stub else 3,
+            image_size=128,
+            patch_size=8,
+            vision_use_head=False,
+        ),
+        text_config=Qwen2Config(
+            vocab_size=1024,
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=16384,
+            rms_norm_eps=1e-6,
+            initializer_range=0.05,
+        ),
+    )
+
+
+def nano_scannet(
+    texts: Iterable[str],
+    *,
+    config: ScanNetConfig | None = None,
+    policy: Path | str | None = CHECKPOINT,
+    seed: int = 0,
+) -> ScanNetModel:
+    """Make a nano model: new, but for what it takes of a policy.
+
+    Args:
+        texts: Prompts and answers the tokenizer is trained on.
+        config: Settings; None is `scannet_config`.
+        policy: Its prior is the model's; with ``towers=policy`` so are its towers, projectors and
+            fusion to begin with, where they have the same shape. None makes random ones.
+        seed: Of new weights; global random state is left as it was.
+    """
+    config = scannet_config() if config is None else config
+    folder = None if policy is None else policy_folder(policy)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        prior = None
+        if config.vision.fusion.uses_prior:
+            path = None if folder is None else folder / "prior"
+            prior = build_prior(config.vision.prior, path=path, seed=seed)
+        model = ScanNetModel(
+            config,
+            backbone=LlavaOnevisionForConditionalGeneration(scannet_backbone(towers=config.towers)),
+            tokenizer=train_scene_tokenizer(texts),
+            prior=prior,
+        )
+    if folder is not None and isinstance(model.branch, VisionStream):
+        _take_stream(model.branch, folder)
+    return model.eval()
+
+
+def _take_stream(stream: VisionStream, folder: Path) -> None:
+    """Copy what a policy's stream and this one have in common."""
+    stored: dict[str, Any] = load_file(folder / "model.safetensors")
+    own = stream.state_dict()
+    shared = {
+        name: tensor
+        for key, tensor in stored.items()
+        if (name := key.removeprefix("vision.")) != key
+        and name in own
+        and own[name].shape == tensor.shape
+    }
+    stream.load_state_dict(shared, strict=False)
