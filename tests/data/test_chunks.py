@@ -139,3 +139,31 @@ def test_prefetching_keeps_the_order_and_hands_over_errors():
 def test_leaving_a_prefetch_early_ends_its_thread():
     with prefetched(lambda k: k, first=0, last=10**9) as items:
         assert next(items) == 0
+
+
+def test_fewer_demonstrations_are_the_first_and_leave_validation_alone(tmp_path):
+    write_suite(tmp_path, n_demos=9)
+    dataset = open_suite(tmp_path)
+    whole = dataset.starts(held_out=False, fraction=0.3)
+    kept = dataset.starts(held_out=True, fraction=0.3)
+    few = dataset.starts(held_out=False, fraction=0.3, demos_per_task=2)
+    assert set(few) < set(whole)
+    assert not set(few) & set(kept)
+    assert dataset.starts(held_out=True, fraction=0.3, demos_per_task=2).tolist() == kept.tolist()
+    for file, begin, end in zip(dataset.files, dataset.offsets, dataset.offsets[1:], strict=False):
+        demo = np.repeat(np.arange(len(file.lengths)), file.lengths)
+        of_file = {int(demo[r - begin]) for r in few if begin <= r < end}
+        trained = sorted({int(demo[r - begin]) for r in whole if begin <= r < end})
+        assert sorted(of_file) == trained[:2]
+
+
+def test_statistics_of_fewer_demonstrations_know_nothing_of_the_others(tmp_path):
+    write_suite(tmp_path, n_demos=9)
+    dataset = open_suite(tmp_path)
+    few = dataset.statistics(fraction=0.3, demos_per_task=1)["libero_object"]
+    assert few["num_trajectories"] == len(dataset.files)
+    rows = dataset.starts(held_out=False, fraction=0.3, demos_per_task=1)
+    reach = dataset.targets[rows, 0].max()
+    assert few["action"]["max"][0] >= reach - 1e-6
+    assert few != dataset.statistics()["libero_object"]
+    assert dataset.statistics(fraction=0.3) == dataset.statistics()

@@ -134,37 +134,62 @@ class ChunkDataset:
         height, width = self.files[0].images.shape[-2:]
         return height, width
 
-    def starts(self, *, held_out: bool, fraction: float) -> NDArray[np.int64]:
+    def starts(
+        self, *, held_out: bool, fraction: float, demos_per_task: int | None = None
+    ) -> NDArray[np.int64]:
         """Return the rows that start a sample, of the training or of the held-out demonstrations.
 
         Args:
             held_out: Which of the two parts.
             fraction: Share of the demonstrations that is held out; chosen by a hash of suite, task
                 and number, so that adding demonstrations moves none to the other part.
+            demos_per_task: Train on the first so many of each task file that are not held out; None
+                is all of them. What is held out stays the same, whatever the number.
         """
         found: list[NDArray[np.int64]] = []
-        for file, offset in zip(self.files, self.offsets, strict=False):
-            first = int(offset)
-            for number, length in enumerate(file.lengths):
-                mask = self.expert_mask[first : first + length]
-                if _is_held_out(f"{file.suite}/{file.task}/{number}", fraction) == held_out:
-                    starts = first + _chunk_starts(mask, self.horizon)
-                    found.append(starts[self.frame_mask[starts] != 0])
-                first += int(length)
+        for _, begin, end in self._demos(
+            held_out=held_out, fraction=fraction, demos_per_task=demos_per_task
+        ):
+            starts = begin + _chunk_starts(self.expert_mask[begin:end], self.horizon)
+            found.append(starts[self.frame_mask[starts] != 0])
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
-    def statistics(self) -> dict[str, dict[str, Any]]:
-        """Return the statistics of each suite, keyed by its name."""
+    def statistics(
+        self, *, fraction: float = 0.0, demos_per_task: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Return the statistics of each suite, keyed by its name.
+
+        Those of all demonstrations; with ``demos_per_task`` of the ones `starts` trains on, since the
+        bounds of actions that a policy never saw would be a hint.
+        """
+        share = 0.0 if demos_per_task is None else fraction
+        demos = self._demos(held_out=False, fraction=share, demos_per_task=demos_per_task)
         result: dict[str, dict[str, Any]] = {}
         for suite in sorted({f.suite for f in self.files}):
-            rows = self.rows_of_suite(suite)
+            spans = [(begin, end) for file, begin, end in demos if file.suite == suite]
+            rows = np.concatenate([np.arange(*span) for span in spans])
             result[suite] = compute_statistics(
                 targets=self.targets[rows],
                 proprio=self.proprio[rows],
                 expert_mask=self.expert_mask[rows],
-                n_trajectories=sum(len(f.lengths) for f in self.files if f.suite == suite),
+                n_trajectories=len(spans),
             )
         return result
+
+    def _demos(
+        self, *, held_out: bool, fraction: float, demos_per_task: int | None
+    ) -> list[tuple[Frames, int, int]]:
+        """Return the file, first row and end of the demonstrations of one part."""
+        found: list[tuple[Frames, int, int]] = []
+        for file, offset in zip(self.files, self.offsets, strict=False):
+            ends = int(offset) + np.cumsum(file.lengths)
+            mine = [
+                (file, int(end - length), int(end))
+                for number, (length, end) in enumerate(zip(file.lengths, ends, strict=True))
+                if _is_held_out(f"{file.suite}/{file.task}/{number}", fraction) == held_out
+            ]
+            found += mine if held_out else mine[:demos_per_task]
+        return found
 
     def rows_of_suite(self, suite: str) -> NDArray[np.int64]:
         """Return all rows of one suite."""

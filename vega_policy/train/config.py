@@ -47,6 +47,8 @@ class DataConfig:
     """Decoded frames and features; ``.cache`` in each data folder where None."""
     held_out: float = 0.02
     """Share of the demonstrations kept for validation."""
+    demos_per_task: int | None = None
+    """Train on the first so many of each task; None: on all. Validation stays the same."""
     skip_damaged: bool = False
     """Leave out files and episodes that cannot be read, with a warning each."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
@@ -189,6 +191,10 @@ def _out_of_range(config: TrainConfig) -> list[str]:
             problems.append(str(error))
     if not 0 <= config.data.held_out < 1:
         problems.append(f"data.held_out is {config.data.held_out}, expected a share below 1")
+    if config.data.demos_per_task is not None and config.data.demos_per_task < 1:
+        problems.append(
+            f"data.demos_per_task is {config.data.demos_per_task}, expected at least 1, or null for all"
+        )
     if not config.data.dirs:
         problems.append("data.dirs is empty, expected at least one folder of demonstrations")
     if not config.data.suites:

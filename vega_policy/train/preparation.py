@@ -32,6 +32,8 @@ from vega_policy.vision.prior.store import PriorIdentity, prior_fingerprint
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from vega_policy.policy import VegaModel
 
 logger = logging.getLogger(__name__)
@@ -115,7 +117,7 @@ def prepare(
         dataset = ChunkDataset.open(source, horizon=config.policy.action.horizon)
     policy = _policy_to_train(config, dataset, start)
     model = policy.model.to(ranks.device)
-    _fill_bank(model.vision.prior, dataset)
+    _fill_bank(config, model.vision.prior, dataset)
     prior_hash = "none"
     features = None
     if model.vision.prior is not None:
@@ -125,7 +127,7 @@ def prepare(
     rows = normalised(dataset, policy.statistics)
 
     def batches(*, held_out: bool) -> ChunkBatches | None:
-        starts = dataset.starts(held_out=held_out, fraction=config.data.held_out)
+        starts = _starts(config, dataset, held_out=held_out)
         if held_out and len(starts) == 0:
             return None
         return ChunkBatches(
@@ -178,6 +180,18 @@ def prepare(
     )
 
 
+def _starts(config: TrainConfig, dataset: ChunkDataset, *, held_out: bool) -> NDArray[np.int64]:
+    data = config.data
+    return dataset.starts(
+        held_out=held_out, fraction=data.held_out, demos_per_task=data.demos_per_task
+    )
+
+
+def _statistics(config: TrainConfig, dataset: ChunkDataset) -> dict[str, dict[str, Any]]:
+    data = config.data
+    return dataset.statistics(fraction=data.held_out, demos_per_task=data.demos_per_task)
+
+
 def _policy_to_train(
     config: TrainConfig, dataset: ChunkDataset, start: VegaPolicy | None
 ) -> VegaPolicy:
@@ -186,7 +200,7 @@ def _policy_to_train(
     if start is None or origin is None:
         policy = VegaPolicy.create(
             config.policy,
-            statistics=parse_statistics(dataset.statistics()),
+            statistics=parse_statistics(_statistics(config, dataset)),
             instructions=dataset.instructions,
             prior_path=None if config.prior_path == "random" else config.prior_path,
             unnorm_key=suite,
@@ -198,7 +212,7 @@ def _policy_to_train(
             tokenizer=start.tokenizer,
             statistics=start.statistics
             if origin.keeps_statistics
-            else parse_statistics(dataset.statistics()),
+            else parse_statistics(_statistics(config, dataset)),
             unnorm_key=suite,
         )
     prepare_weights(
@@ -228,11 +242,11 @@ def _grafted(policy: VegaPolicy, config: TrainConfig) -> VegaPolicy:
     )
 
 
-def _fill_bank(prior: AnyPrior | None, dataset: ChunkDataset) -> None:
+def _fill_bank(config: TrainConfig, prior: AnyPrior | None, dataset: ChunkDataset) -> None:
     """Give the control that shows other frames the ones it shows, spread over the data."""
     if prior is None or prior.config.sees != "other" or prior.bank is not None:
         return
-    starts = dataset.starts(held_out=False, fraction=0.0)
+    starts = _starts(config, dataset, held_out=False)
     count = min(BANK_SIZE, len(starts))
     prior.bank = dataset.pixels(starts[np.linspace(0, len(starts) - 1, count).astype(np.int64)])
 
@@ -260,7 +274,7 @@ def _features(
 
     return FeatureCache.open(
         dataset,
-        rows=dataset.starts(held_out=False, fraction=0.0),
+        rows=np.sort(np.concatenate([_starts(config, dataset, held_out=h) for h in (False, True)])),
         compute=compute,
         identity=PriorIdentity.of(prior),
         dtype=settings.dtype,
