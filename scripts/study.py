@@ -20,7 +20,7 @@ from vega_policy.rollout.study.cells import rollouts, trainings
 from vega_policy.rollout.study.declaration import Study
 from vega_policy.rollout.study.findings import read_findings
 from vega_policy.rollout.study.page import page
-from vega_policy.rollout.study.text import group_table, plan_text
+from vega_policy.rollout.study.text import error_table, group_table, plan_text
 from vega_policy.spec import ContractError, EnvFault
 from vega_policy.spec.files import write_atomic
 from vega_policy.spec.names import require_name
@@ -52,6 +52,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     findings = read_findings(study, root)
     for group in findings.groups:
         print(f"\n{group.name}\n{group_table(study, group)}")
+    print(f"\n{error_table(study, findings)}")
     write_atomic(root / "findings.json", json.dumps(findings.to_json(), indent=2) + "\n")
     write_atomic(root / "study.html", page(study, findings))
     whole = findings.groups[0]

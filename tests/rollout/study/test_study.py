@@ -14,7 +14,7 @@ from vega_policy.rollout.study import Study, contrast, detectable
 from vega_policy.rollout.study.cells import rollouts, trainings
 from vega_policy.rollout.study.findings import ALL, read_findings
 from vega_policy.rollout.study.page import page
-from vega_policy.rollout.study.text import group_table, plan_text
+from vega_policy.rollout.study.text import error_table, group_table, plan_text
 from vega_policy.spec import ContractError, EpisodeKey, EpisodeResult
 
 ROOT = Path(__file__).parents[3]
@@ -188,6 +188,23 @@ def test_ledgers_become_findings_and_a_page(tmp_path):
     assert "http" not in text
     assert "better" in group_table(study, whole)
     assert "the one contrast of the question" in plan_text(study, n_episodes=40)
+
+
+def test_the_error_on_held_out_demonstrations_stands_beside_success(tmp_path):
+    study = declared()
+    played(study, tmp_path, lambda *_: 0.5)
+    errors = {"plain": [0.10, 0.12, 0.11], "gate": [0.09, 0.108, 0.099]}
+    for cell in trainings(study, tmp_path):
+        weights(tmp_path, cell.arm, cell.seed, 50)
+        cell.keep(tmp_path, {"validation": {"val/loss": errors[cell.arm][cell.seed]}})
+    findings = read_findings(study, tmp_path)
+    plain, gate = findings.errors
+    assert plain.change == 0
+    assert gate.change == pytest.approx(-0.1)
+    assert gate.interval == pytest.approx((-0.1, -0.1))
+    assert gate.mean == pytest.approx(0.099)
+    assert "-10.0" in error_table(study, findings)
+    assert "Held-out demonstrations" in page(study, findings)
 
 
 def test_arms_of_unequal_size_are_refused_unless_exempt(tmp_path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vega_policy.rollout.ledger import read_rows
-from vega_policy.rollout.study.cells import checkpoint, n_trained, rollouts
+from vega_policy.rollout.study.cells import checkpoint, n_trained, rollouts, trainings
 from vega_policy.rollout.study.contrast import Contrast, contrast
 from vega_policy.spec import ContractError
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ALL = "all"
 """Name of the group of every episode of a study."""
+VALIDATION = "val/loss"
+"""Name under which ``scripts/train.py`` reports the error on held-out demonstrations."""
 SAME_SIZE = 0.01
 """Largest relative difference of trained weights between arms."""
 
@@ -57,11 +59,32 @@ class GroupFindings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArmError:
+    """How well an arm imitates demonstrations it was not trained on."""
+
+    name: str
+    by_seed: tuple[float, ...]
+    """Mean distance to the expert's normalised actions, of each training seed."""
+    change: float
+    """Relative change from the reference, mean over the seeds both have; 0 for the reference."""
+    interval: tuple[float, float] | None
+    """95 % interval of the change by a paired t over seeds, not corrected for the number of arms; None
+    with one seed."""
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return float(np.mean(self.by_seed))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """What a study came to, or has come to so far."""
 
     groups: tuple[GroupFindings, ...]
     """``all`` first."""
+    errors: tuple[ArmError, ...]
+    """On held-out demonstrations; finer than success, and not what a user wants."""
     n_trained: Mapping[str, int]
     """Trained weights by arm."""
     missing: tuple[str, ...]
@@ -106,10 +129,37 @@ def read_findings(study: Study, root: Path) -> Findings:
         groups=tuple(
             _group(study, outcomes, name, belongs) for name, belongs in _groups(study, outcomes)
         ),
+        errors=tuple(_errors(study, root)),
         n_trained=sizes,
         missing=tuple(missing),
         notes=tuple(_notes(study, sizes)),
     )
+
+
+def _errors(study: Study, root: Path) -> Iterable[ArmError]:
+    """Read what each training said of the demonstrations it was not given."""
+    errors: dict[str, dict[int, float]] = {}
+    for cell in trainings(study, root):
+        said = (cell.result(root) or {}).get("validation") or {}
+        if VALIDATION in said:
+            errors.setdefault(cell.arm, {})[cell.seed] = float(said[VALIDATION])
+    base = errors.get(study.reference, {})
+    for arm, mine in errors.items():
+        ratios = np.array([mine[s] / base[s] - 1.0 for s in mine if s in base])
+        yield ArmError(
+            name=arm,
+            by_seed=tuple(mine.values()),
+            change=float(ratios.mean()) if len(ratios) else 0.0,
+            interval=_t_interval(ratios, alpha=study.alpha) if len(ratios) > 1 else None,
+        )
+
+
+def _t_interval(values: NDArray[np.float64], *, alpha: float) -> tuple[float, float]:
+    from scipy import stats
+
+    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    reach = float(stats.t.ppf(1 - alpha / 2, len(values) - 1)) * error
+    return (mean - reach, mean + reach)
 
 
 def _groups(

@@ -12,7 +12,11 @@ from vega_policy.rollout.figures import svg
 from vega_policy.rollout.page import STYLE
 from vega_policy.rollout.report.markup import perturbation_words, plain_table, scrolled, typeset
 from vega_policy.rollout.study.findings import ALL
-from vega_policy.rollout.study.text import difference_cells, expected_sensitivity
+from vega_policy.rollout.study.text import (
+    difference_cells,
+    error_cells,
+    expected_sensitivity,
+)
 from vega_policy.rollout.table import percent, points
 
 if TYPE_CHECKING:
@@ -55,7 +59,7 @@ def page(study: Study, findings: Findings) -> str:
         f"<title>{escape(study.name)}</title><style>{STYLE}{_STYLE}</style></head><body><main>"
         f'<p class="eyebrow">Study</p><h1>{escape(study.question)}</h1>'
         f"<p>{_answer(study, whole)}</p>{missing}{notes}"
-        f"{groups}{_sweeps(study, whole)}"
+        f"{groups}{_sweeps(study, whole)}{_errors(study, findings)}"
         f"<h2>How it was made</h2><p>{_method(study, whole)}</p>"
         f'<div class="card">{sizes}</div></main></body></html>\n'
     )
@@ -188,6 +192,34 @@ def _limit(contrasts: Sequence[Contrast]) -> float:
     reach = [abs(v) for c in contrasts for v in (*c.by_seed, c.difference)]
     reach += [abs(v) for c in contrasts if c.n_seeds > 1 for v in c.interval]
     return min(1.0, max(0.1, float(np.ceil(10 * max(reach, default=0.1)) / 10)))
+
+
+def _errors(study: Study, findings: Findings) -> str:
+    if not findings.errors:
+        return ""
+    head = (
+        "<tr><th>arm</th><th class='number'>error</th><th>by training seed</th>"
+        "<th class='number'>change, %</th><th>interval, %</th></tr>"
+    )
+    rows = "".join(
+        f"<tr{' class=reference' if e.name == study.reference else ''}>"
+        f"<td class='arm'>{escape(study.arm(e.name).words)}</td>"
+        + "".join(
+            f"<td{' class=number' if k in (0, 2) else ''}>{typeset(cell)}</td>"
+            for k, cell in enumerate(error_cells(study, e))
+        )
+        + "</tr>"
+        for e in findings.errors
+    )
+    return (
+        "<h2>Held-out demonstrations</h2><p>Mean distance to the expert's normalised actions on "
+        "demonstrations that nobody was trained on: finer than success, and not what a user wants. "
+        "Changes are relative to the reference; the intervals are by a paired t over training seeds, not "
+        "corrected for the number of arms.</p>"
+        + scrolled(
+            f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>", label="held-out error"
+        )
+    )
 
 
 def _sweeps(study: Study, whole: GroupFindings) -> str:

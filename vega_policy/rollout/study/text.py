@@ -10,7 +10,7 @@ from vega_policy.rollout.table import aligned, p_text, percent, points
 if TYPE_CHECKING:
     from vega_policy.rollout.study.contrast import Contrast
     from vega_policy.rollout.study.declaration import Study
-    from vega_policy.rollout.study.findings import GroupFindings
+    from vega_policy.rollout.study.findings import ArmError, Findings, GroupFindings
 
 
 def plan_text(study: Study, *, n_episodes: int) -> str:
@@ -20,6 +20,9 @@ def plan_text(study: Study, *, n_episodes: int) -> str:
     can = (
         "with one training seed no difference is tested"
         if least is None
+        else f"no difference can be expected to be found, {_tests(study)} at {study.alpha} with "
+        f"{len(study.seeds)} seeds: what comes out is a description"
+        if least > 1
         else f"found in {100 * study.power:.0f} % of cases: {points(least, signed=False)} points or more, "
         f"{_tests(study)} at {study.alpha}, if {study.assumed['discordant']:.0%} "
         f"of the pairs end differently and the true difference varies by "
@@ -71,6 +74,26 @@ def group_table(study: Study, group: GroupFindings) -> str:
             )
         )
     return aligned(head, lines, [], words=(0, 7))
+
+
+def error_table(study: Study, findings: Findings) -> str:
+    """Lay out the errors on held-out demonstrations; empty where no training measured one."""
+    if not findings.errors:
+        return ""
+    head = ("arm", "held-out error", "by seed", "change %", "interval %")
+    lines = [(study.arm(e.name).words, *error_cells(study, e)) for e in findings.errors]
+    return aligned(head, lines, [], words=(0,))
+
+
+def error_cells(study: Study, error: ArmError) -> tuple[str, str, str, str]:
+    """Return mean, seeds, relative change and its interval as text."""
+    change, interval = "", ""
+    if error.name != study.reference:
+        change = points(error.change)
+        if error.interval is not None:
+            interval = f"{points(error.interval[0])} to {points(error.interval[1])}"
+    seeds = " ".join(f"{value:.4f}" for value in error.by_seed)
+    return (f"{error.mean:.4f}", seeds, change, interval)
 
 
 def difference_cells(contrast: Contrast | None, *, is_reference: bool) -> tuple[str, str, str, str]:
