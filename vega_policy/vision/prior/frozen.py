@@ -68,6 +68,16 @@ class FrozenPrior(nn.Module):
             ValueError: There is not one key per observation.
             ContractError: ``sees="other"`` and no bank, or one of other cameras.
         """
+        tokens, grid = self.native_features(frames, keys=keys)
+        with torch.autocast(frames.device.type, enabled=False):
+            pooled = pool(tokens.flatten(0, 1), grid, self.config.grid)
+        return pooled.float().unflatten(0, frames.shape[:2])
+
+    @torch.no_grad()
+    def native_features(
+        self, frames: Tensor, *, keys: Sequence[int]
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Return what `features` pools: see there, and `encode` for the shapes."""
         if len(keys) != frames.shape[0]:
             raise ValueError(
                 f"{len(keys)} keys for {frames.shape[0]} observations; pass one key for each"
@@ -82,9 +92,7 @@ class FrozenPrior(nn.Module):
                 )
             frames = from_bank(frames, self.bank)
         with torch.autocast(frames.device.type, enabled=False):
-            tokens, grid = self.encode(frames, keys=keys)
-            pooled = pool(tokens.flatten(0, 1), grid, self.config.grid)
-        return pooled.float().unflatten(0, frames.shape[:2])
+            return self.encode(frames, keys=keys)
 
     def encode(self, frames: Tensor, *, keys: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
         """Run the network.
