@@ -121,13 +121,18 @@ def load_parts(
     prior = None
     if vision.fusion.uses_prior:
         prior = build_prior(vision.prior, path=folder / PRIOR)
-    heads = load_file(folder / HEADS)
+    # Copied, not mapped: where a matrix starts in memory decides which kernel reads it, and a loaded
+    # model must give the bits of the one that was saved.
+    heads = {k: v.to(dtype, copy=True) for k, v in load_file(folder / HEADS).items()}
+    network = backbone.from_pretrained(folder / BACKBONE, dtype=dtype or "auto")
+    for weight in network.parameters():
+        weight.data = weight.data.clone()
     return Parts(
         config=settings,
-        backbone=backbone.from_pretrained(folder / BACKBONE, dtype=dtype or "auto"),
+        backbone=network,
         tokenizer=PreTrainedTokenizerFast.from_pretrained(
             folder / TOKENIZER, local_files_only=True
         ),
         prior=prior,
-        heads={k: v if dtype is None else v.to(dtype) for k, v in heads.items()},
+        heads=heads,
     )

@@ -12,14 +12,17 @@ from safetensors.torch import load_file
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     SiglipVisionConfig,
 )
 
 import vega_policy
-from vega_policy.scene.heads.config import CodeConfig, ScanNetConfig
+from vega_policy.scene.heads.config import ScanNetConfig, VsiConfig
 from vega_policy.scene.heads.scannet_model import ScanNetModel
 from vega_policy.scene.heads.tokens import train_scene_tokenizer
+from vega_policy.scene.heads.vsi_model import VsiModel
 from vega_policy.spec import ContractError
 from vega_policy.vision.fusion import FusionConfig
 from vega_policy.vision.prior import PriorConfig, WanDims, build_prior
@@ -64,7 +67,7 @@ def scannet_config(
         towers: See `ScanNetConfig`; None is the preset's own.
     """
     if preset == "nano":
-        config = ScanNetConfig(code=CodeConfig())
+        config = ScanNetConfig()
     else:
         config = ScanNetConfig(
             towers="backbone",
@@ -138,6 +141,8 @@ def scannet_backbone(preset: str = "nano", *, towers: str = "policy") -> LlavaOn
             max_position_embeddings=16384,
             rms_norm_eps=1e-6,
             initializer_range=0.05,
+            bos_token_id=1,
+            eos_token_id=0,
         ),
     )
 
@@ -175,6 +180,111 @@ def nano_scannet(
     if folder is not None and isinstance(model.branch, VisionStream):
         _take_stream(model.branch, folder)
     return model.eval()
+
+
+def vsi_config(preset: str = "nano", *, align: Align = "aligned") -> VsiConfig:
+    """Return settings of a `VsiModel`; see `scannet_config`."""
+    if preset == "nano":
+        return VsiConfig(vision=VisionConfig(fusion=FusionConfig(name="token_gate_residual")))
+    return VsiConfig(
+        vision=VisionConfig(
+            prior=PriorConfig(
+                width=1536,
+                image_px=480,
+                block_index=29,
+                prompt_tokens=512,
+                align="camera" if align == "aligned" else "upstream",
+                frame_size=(480, 832),
+                dims=WAN_13B,
+            ),
+            fusion=FusionConfig(name="token_gate_residual"),
+        ),
+        merger_hidden=4096,
+        width_px=518,
+        chat="qwen",
+    )
+
+
+def vsi_backbone(preset: str = "nano") -> Qwen2_5_VLConfig:
+    """Return the backbone's sizes: those of Qwen2.5-VL-7B-Instruct, or nano ones."""
+    if preset != "nano":
+        return Qwen2_5_VLConfig(
+            vision_config={
+                "depth": 32,
+                "hidden_size": 1280,
+                "intermediate_size": 3420,
+                "num_heads": 16,
+                "out_hidden_size": 3584,
+                "tokens_per_second": 2,
+            },
+            text_config={
+                "vocab_size": 152064,
+                "hidden_size": 3584,
+                "intermediate_size": 18944,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 128000,
+                "rms_norm_eps": 1e-6,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1000000.0,
+                    "mrope_section": [16, 24, 24],
+                },
+            },
+        )
+    return Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 3,
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "num_heads": 3,
+            "out_hidden_size": 128,
+            "fullatt_block_indexes": [0, 1, 2],
+            "tokens_per_second": 2,
+        },
+        text_config={
+            "vocab_size": 1024,
+            "hidden_size": 128,
+            "intermediate_size": 352,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 16384,
+            "rms_norm_eps": 1e-6,
+            "initializer_range": 0.05,
+            "bos_token_id": 1,
+            "eos_token_id": 0,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [4, 6, 6],
+            },
+        },
+    )
+
+
+def nano_vsi(
+    texts: Iterable[str],
+    *,
+    config: VsiConfig | None = None,
+    policy: Path | str | None = CHECKPOINT,
+    seed: int = 0,
+) -> VsiModel:
+    """Make a nano model with a policy's prior; see `nano_scannet`."""
+    config = vsi_config() if config is None else config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        prior = None
+        if config.vision.fusion.uses_prior:
+            path = None if policy is None else policy_folder(policy) / "prior"
+            prior = build_prior(config.vision.prior, path=path, seed=seed)
+        return VsiModel(
+            config,
+            backbone=Qwen2_5_VLForConditionalGeneration(vsi_backbone()),
+            tokenizer=train_scene_tokenizer(texts),
+            prior=prior,
+        ).eval()
 
 
 def _take_stream(stream: VisionStream, folder: Path) -> None:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from vega_policy.scene.heads.config import Chat
-    from vega_policy.vision.stream import PriorBranch
 
 IGNORE = -100
 
@@ -59,8 +58,11 @@ class Asked:
 class SceneModel(nn.Module):
     """Base of `ScanNetModel` and `VsiModel`."""
 
+    separator = "\n"
+    """Between the scene and the prompt."""
+
     def __init__(
-        self, *, backbone: Any, tokenizer: PreTrainedTokenizerFast, chat: Chat, branch: PriorBranch
+        self, *, backbone: Any, tokenizer: PreTrainedTokenizerFast, chat: Chat, branch: Any
     ) -> None:
         """Keep the parts.
 
@@ -218,7 +220,7 @@ class SceneModel(nn.Module):
             prompt = [
                 *self._ids(self._chat[0]),
                 *self.scene_ids(tokens, i),
-                *self._ids("\n" + text + self._chat[1]),
+                *self._ids(self.separator + text + self._chat[1]),
             ]
             answer = [] if answers is None else [*self._ids(answers[i]), self._end]
             rows.append((prompt + answer, [IGNORE] * len(prompt) + answer))

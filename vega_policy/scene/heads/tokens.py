@@ -17,7 +17,8 @@ from vega_policy.scene.heads.prompts import COORD, GROUND, IMAGE
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+VISION_START, VISION_END, QWEN_IMAGE = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
+"""Qwen's own tokens; a nano model has the first two, and `IMAGE` for the third."""
 SPECIAL = (IMAGE, COORD, GROUND)
 _PLAIN = ("</s>", "<s>", *SPECIAL, VISION_START, VISION_END)
 
