@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    AutoTokenizer,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     Qwen2_5_VLConfig,
@@ -20,16 +21,21 @@ from transformers import (
 
 import vega_policy
 from vega_policy.scene.heads.config import ScanNetConfig, VsiConfig
+from vega_policy.scene.heads.remap import is_llava, open_llava
 from vega_policy.scene.heads.scannet_model import ScanNetModel
-from vega_policy.scene.heads.tokens import train_scene_tokenizer
+from vega_policy.scene.heads.tokens import name_tokens, train_scene_tokenizer
 from vega_policy.scene.heads.vsi_model import VsiModel
-from vega_policy.spec import ContractError
+from vega_policy.spec import CheckpointError, ContractError
 from vega_policy.vision.fusion import FusionConfig
-from vega_policy.vision.prior import PriorConfig, WanDims, build_prior
+from vega_policy.vision.prior import WEIGHTLESS, PriorConfig, WanDims, build_prior
 from vega_policy.vision.stream import ProjectorConfig, VisionConfig, VisionStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from transformers import PreTrainedTokenizerFast
+
+    from vega_policy.vision.prior import AnyPrior
 
 Align = Literal["aligned", "upstream"]
 
@@ -285,6 +291,95 @@ def nano_vsi(
             tokenizer=train_scene_tokenizer(texts),
             prior=prior,
         ).eval()
+
+
+def open_scannet(
+    backbone: Path | str,
+    *,
+    prior: Path | str | None,
+    config: ScanNetConfig | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+) -> ScanNetModel:
+    """Put new heads, prior branch and grounding head on a published backbone.
+
+    Args:
+        backbone: Directory of LLaVA-Video-7B-Qwen2 in its original layout, or of a model of the
+            same architecture in the Hugging Face layout, with its tokenizer.
+        prior: Directory of Wan2.1-T2V-1.3B-Diffusers; None only for a fusion without a prior.
+        config: Settings; None is ``scannet_config("7b")``.
+        dtype: Of every weight but the prior's.
+        seed: Of new weights.
+
+    Raises:
+        CheckpointError: A directory is missing or does not hold what it should.
+    """
+    folder = _published(backbone, "LLaVA-Video-7B-Qwen2")
+    config = scannet_config("7b") if config is None else config
+    if is_llava(folder):
+        network = open_llava(folder, dtype=dtype)
+    else:
+        network = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ScanNetModel(
+            config,
+            backbone=network,
+            tokenizer=published_tokenizer(folder),
+            prior=_published_prior(config.vision, prior),
+        )
+    model.cast_heads(dtype)
+    return model.eval()
+
+
+def open_vsi(
+    backbone: Path | str,
+    *,
+    prior: Path | str | None,
+    config: VsiConfig | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+) -> VsiModel:
+    """Put a new prior branch on Qwen2.5-VL-7B-Instruct (or 3B); see `open_scannet`."""
+    folder = _published(backbone, "Qwen2.5-VL-7B-Instruct")
+    config = vsi_config("7b") if config is None else config
+    network = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VsiModel(
+            config,
+            backbone=network,
+            tokenizer=published_tokenizer(folder),
+            prior=_published_prior(config.vision, prior),
+        )
+    model.cast_heads(dtype)
+    return model.eval()
+
+
+def published_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Read the tokenizer of a published model, with the scene models' tokens added."""
+    return name_tokens(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+
+def _published(folder: Path | str, name: str) -> Path:
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds no model (config.json missing); download {name} there, or name the "
+            "directory that has it"
+        )
+    return folder
+
+
+def _published_prior(vision: VisionConfig, path: Path | str | None) -> AnyPrior | None:
+    if not vision.fusion.uses_prior:
+        return None
+    if path is None and vision.prior.name not in WEIGHTLESS:
+        raise ContractError(
+            f"fusion {vision.fusion.name} needs prior {vision.prior.name} and no directory is given; "
+            "name the one of its weights (Wan2.1-T2V-1.3B-Diffusers), or set fusion.name=none"
+        )
+    return build_prior(vision.prior, path=path)
 
 
 def _take_stream(stream: VisionStream, folder: Path) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vega_policy.scene.heads.config import Chat
 
 IGNORE = -100
+_NOT_HEADS = ("backbone.", "branch.prior.")
 
 _CHATS: dict[Chat, tuple[str, str, str]] = {
     "plain": ("<s>", "\n", "</s>"),
@@ -107,7 +108,13 @@ class SceneModel(nn.Module):
     def head_state_dict(self) -> dict[str, Tensor]:
         """Return every weight that is neither the backbone's nor the frozen prior's."""
         own = self.state_dict()
-        return {k: v for k, v in own.items() if not k.startswith(("backbone.", "branch.prior."))}
+        return {k: v for k, v in own.items() if not k.startswith(_NOT_HEADS)}
+
+    def cast_heads(self, dtype: torch.dtype) -> None:
+        """Cast every weight that is neither the backbone's nor the frozen prior's."""
+        for name, weight in self.named_parameters():
+            if not name.startswith(_NOT_HEADS):
+                weight.data = weight.data.to(dtype)
 
     def load_head_state_dict(self, weights: Mapping[str, Tensor]) -> None:
         """Take what `head_state_dict` gave.
