@@ -43,6 +43,9 @@ class ScanNetConfig:
     code: CodeConfig = field(default_factory=CodeConfig)
     points: Literal["measured", "all"] = "measured"
     """``all``: pixels without depth count as points at the camera, as in the released code."""
+    code_on: Literal["all", "objects"] = "all"
+    """``objects``: visual tokens go without position code, so that where they lie can reach the language
+    model through the prior alone; for studies of what a prior knows."""
     chat: Chat = "plain"
     """Words around prompt and answer: Qwen's, or next to none."""
 

@@ -314,7 +314,8 @@ class ScanNetModel(SceneModel):
         if scene.points is not None:
             every, takes_part = self._points(scene)
             places, known = cell_points(every, takes_part, grid=grid, patch_px=self.patch_px)
-            tokens = tokens + (self.code(places) * known.unsqueeze(-1)).to(tokens)
+            if self.config.code_on == "all":
+                tokens = tokens + (self.code(places) * known.unsqueeze(-1)).to(tokens)
             points = patch_points(every, patch_px=self.patch_px)
             counts = patch_points(takes_part, patch_px=self.patch_px)
         rows = tokens.unflatten(1, (grid, grid))

@@ -78,7 +78,8 @@ class SceneModel(nn.Module):
         self.branch = branch
         self.tokenizer = tokenizer
         self._chat = _CHATS[chat]
-        self._end = self.token_id(self._chat[2])
+        self.end_id = self.token_id(self._chat[2])
+        """Of the token behind an answer."""
 
     @property
     def width(self) -> int:
@@ -160,8 +161,8 @@ class SceneModel(nn.Module):
                 **asked.handed,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                eos_token_id=self._end,
-                pad_token_id=self._end,
+                eos_token_id=self.end_id,
+                pad_token_id=self.end_id,
             )
         answers = written[:, asked.ids.shape[1] :]
         return [t.strip() for t in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
@@ -229,10 +230,10 @@ class SceneModel(nn.Module):
                 *self.scene_ids(tokens, i),
                 *self._ids(self.separator + text + self._chat[1]),
             ]
-            answer = [] if answers is None else [*self._ids(answers[i]), self._end]
+            answer = [] if answers is None else [*self._ids(answers[i]), self.end_id]
             rows.append((prompt + answer, [IGNORE] * len(prompt) + answer))
         length = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([[self._end] * (length - len(r)) + r for r, _ in rows])
+        ids = torch.tensor([[self.end_id] * (length - len(r)) + r for r, _ in rows])
         labels = torch.tensor([[IGNORE] * (length - len(r)) + r for _, r in rows])
         mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r, _ in rows])
         ids, labels, mask = (x.to(self.device) for x in (ids, labels, mask))
