@@ -97,11 +97,18 @@ def scannet_config(
     return config if towers is None else dataclasses.replace(config, towers=towers)
 
 
-def scannet_backbone(preset: str = "nano", *, towers: str = "policy") -> LlavaOnevisionConfig:
+def scannet_backbone(
+    preset: str = "nano", *, towers: str = "policy", vocab_size: int = 1024
+) -> LlavaOnevisionConfig:
     """Return the backbone's sizes: those of LLaVA-Video-7B-Qwen2, or nano ones.
 
     A nano backbone whose towers are the policy's still has a SigLIP, because the class insists: one
     block of 8 channels that never runs.
+
+    Args:
+        preset: ``nano`` or ``7b``.
+        towers: See `ScanNetConfig` (nano only).
+        vocab_size: Of the tokenizer (nano only).
     """
     if preset != "nano":
         return LlavaOnevisionConfig(
@@ -138,7 +145,7 @@ def scannet_backbone(preset: str = "nano", *, towers: str = "policy") -> LlavaOn
             vision_use_head=False,
         ),
         text_config=Qwen2Config(
-            vocab_size=1024,
+            vocab_size=vocab_size,
             hidden_size=128,
             intermediate_size=352,
             num_hidden_layers=4,
@@ -171,6 +178,7 @@ def nano_scannet(
     """
     config = scannet_config() if config is None else config
     folder = None if policy is None else policy_folder(policy)
+    tokenizer = train_scene_tokenizer(texts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         prior = None
@@ -179,8 +187,10 @@ def nano_scannet(
             prior = build_prior(config.vision.prior, path=path, seed=seed)
         model = ScanNetModel(
             config,
-            backbone=LlavaOnevisionForConditionalGeneration(scannet_backbone(towers=config.towers)),
-            tokenizer=train_scene_tokenizer(texts),
+            backbone=LlavaOnevisionForConditionalGeneration(
+                scannet_backbone(towers=config.towers, vocab_size=len(tokenizer))
+            ),
+            tokenizer=tokenizer,
             prior=prior,
         )
     if folder is not None and isinstance(model.branch, VisionStream):
@@ -211,7 +221,7 @@ def vsi_config(preset: str = "nano", *, align: Align = "aligned") -> VsiConfig:
     )
 
 
-def vsi_backbone(preset: str = "nano") -> Qwen2_5_VLConfig:
+def vsi_backbone(preset: str = "nano", *, vocab_size: int = 1024) -> Qwen2_5_VLConfig:
     """Return the backbone's sizes: those of Qwen2.5-VL-7B-Instruct, or nano ones."""
     if preset != "nano":
         return Qwen2_5_VLConfig(
@@ -250,7 +260,7 @@ def vsi_backbone(preset: str = "nano") -> Qwen2_5_VLConfig:
             "tokens_per_second": 2,
         },
         text_config={
-            "vocab_size": 1024,
+            "vocab_size": vocab_size,
             "hidden_size": 128,
             "intermediate_size": 352,
             "num_hidden_layers": 4,
@@ -279,6 +289,7 @@ def nano_vsi(
 ) -> VsiModel:
     """Make a nano model with a policy's prior; see `nano_scannet`."""
     config = vsi_config() if config is None else config
+    tokenizer = train_scene_tokenizer(texts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         prior = None
@@ -287,8 +298,8 @@ def nano_vsi(
             prior = build_prior(config.vision.prior, path=path, seed=seed)
         return VsiModel(
             config,
-            backbone=Qwen2_5_VLForConditionalGeneration(vsi_backbone()),
-            tokenizer=train_scene_tokenizer(texts),
+            backbone=Qwen2_5_VLForConditionalGeneration(vsi_backbone(vocab_size=len(tokenizer))),
+            tokenizer=tokenizer,
             prior=prior,
         ).eval()
 
