@@ -9,7 +9,7 @@ Shape legend: ``h, w`` colour image, ``hd, wd`` depth image, ``n`` objects.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +40,8 @@ class SceneObject:
     """Words with blanks, for example ``office chair``."""
     box: NDArray[np.float64]
     """(6,) centre and full size ``cx cy cz dx dy dz`` in metres, axis-aligned in the aligned frame."""
+    attributes: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What else is known, for example ``colour: red``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,3 +58,5 @@ class Scan:
     """(4, 4) world to aligned."""
     objects: tuple[SceneObject, ...] = field(default=())
     """Ground truth, where it is known."""
+    without_pose: tuple[int, ...] = ()
+    """Numbers of the frames left out because tracking was lost there, so that they have no pose."""

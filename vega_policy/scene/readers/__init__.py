@@ -1,0 +1,1 @@
+"""Public file formats of scans, annotations, proposals and videos, read and written."""
