@@ -79,6 +79,22 @@ def test_a_patch_belongs_to_a_box_from_98_of_196_points_on():
     assert not patches_of_boxes(cut, counts, boxes).any()
 
 
+def test_patches_of_boxes_are_those_of_the_slow_count():
+    g = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 3, 1, 3, generator=g) * 3
+    points = corners + torch.rand(2, 3, 16, 3, generator=g) * 0.3
+    counts = torch.rand(2, 3, 16, generator=g) > 0.2
+    boxes = torch.cat([corners.view(6, 3), torch.rand(6, 3, generator=g) * 2 + 0.2], dim=1)
+    found = patches_of_boxes(points, counts, boxes)
+    for n, v, m in np.ndindex(6, 2, 3):
+        inside = sum(
+            bool(c) and bool(((p - boxes[n, :3]).abs() <= boxes[n, 3:] / 2).all())
+            for p, c in zip(points[v, m], counts[v, m], strict=True)
+        )
+        assert found[n, v, m] == (inside >= 8)
+    assert 0 < found.sum() < found.numel()
+
+
 def test_objects_are_means_over_views_and_zero_where_nothing_is_seen():
     tokens = torch.arange(12.0).view(2, 3, 2)
     belongs = torch.zeros(2, 2, 3, dtype=torch.bool)

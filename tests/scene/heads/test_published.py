@@ -126,6 +126,12 @@ def test_an_original_directory_gives_the_model_it_was_made_from(original):
         model.encode([SceneInputs(pixels)]), [prompts.scanqa("where?")], max_new_tokens=3
     )
     assert len(answers) == 1
+    asked = model.ask(model.encode([SceneInputs(pixels)]), ["Where?"], answers=["left"])
+    assert model.tokenizer.decode(asked.ids[0].tolist()) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        + 2 * 6 * "<image>"
+        + "\nWhere?<|im_end|>\n<|im_start|>assistant\nleft<|im_end|>"
+    )
     assert sorted((p.name, p.stat().st_mtime_ns) for p in folder.iterdir()) == before
 
 

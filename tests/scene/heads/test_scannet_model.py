@@ -112,6 +112,15 @@ def test_code_is_added_after_fusion():
     assert torch.allclose(placed - bare, tiny.code(means), atol=1e-4)
 
 
+def test_the_code_can_be_kept_off_visual_tokens():
+    config = dataclasses.replace(scannet_config(), code_on="objects")
+    model, seen = nano_scannet(TEXTS, config=config), scene(1)
+    bare, placed = model.encode([SceneInputs(seen.pixels)]), model.encode([seen])
+    assert torch.equal(bare.tokens[0], placed.tokens[0])
+    far = model.object_features(placed, 0, BOXES[0])[2]
+    assert torch.equal(far, model.code(torch.tensor(BOXES[0][2, :3], dtype=torch.float32)))
+
+
 def test_features_of_equal_frames_are_those_of_the_policy_bit_for_bit(model, policy):
     frames = scene(2)
     ours = model.prior_features(frames)

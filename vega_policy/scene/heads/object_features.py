@@ -5,8 +5,10 @@ Shape legend: ``v`` views, ``m`` patches of one view, ``p`` points of one patch,
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def patch_points(points: Tensor, *, patch_px: int) -> Tensor:
@@ -33,13 +35,15 @@ def patches_of_boxes(points: Tensor, counts: Tensor, boxes: Tensor) -> Tensor:
     Returns:
         (n, v, m) bool.
     """
-    need = points.shape[2] / 2
     low, high = boxes[:, :3] - boxes[:, 3:] / 2, boxes[:, :3] + boxes[:, 3:] / 2
-    inside = [
-        (((points >= a) & (points <= b)).all(-1) & counts).sum(-1) >= need
-        for a, b in zip(low.to(points), high.to(points), strict=True)
-    ]
-    return torch.stack(inside) if inside else counts.new_zeros(0, *points.shape[:2])
+    belongs = counts.new_zeros(len(boxes), *points.shape[:2])
+    # Most patches are nowhere near most boxes; only the others are looked at point by point.
+    first, last = points.amin(2), points.amax(2)
+    for row, a, b in zip(belongs, low.to(points), high.to(points), strict=True):
+        near = ((first <= b) & (last >= a)).all(-1)
+        inside = ((points[near] >= a) & (points[near] <= b)).all(-1) & counts[near]
+        row[near] = inside.sum(-1) >= points.shape[2] / 2
+    return belongs
 
 
 def object_means(tokens: Tensor, belongs: Tensor) -> Tensor:
