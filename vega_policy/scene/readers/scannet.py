@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vega_policy.scene.readers.ground_truth import read_objects
+from vega_policy.scene.readers.ground_truth import read_axis_alignment, read_objects
 from vega_policy.scene.scan import Frame, Scan
 from vega_policy.spec import ContractError
 from vega_policy.spec.names import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -120,41 +120,31 @@ def read_scan(
     if not usable and not problems:
         problems.append("no frame has a pose")
     chosen = [usable[i] for i in uniform_indices(len(usable), n_frames=n_frames)]
+    absent = [i for i in chosen if i not in export.depth]
+    if export.depth and absent:
+        problems.append(f"frames {absent} have no depth image")
     with ThreadPoolExecutor(max_workers=4) as pool:
-        images = list(pool.map(_collect(problems, read_colour), (export.colour[i] for i in chosen)))
-        depths = list(
-            pool.map(
-                _collect(problems, read_depth),
-                (export.depth[i] for i in chosen if i in export.depth),
-            )
-        )
-    if export.depth:
-        absent = [i for i in chosen if i not in export.depth]
-        if absent:
-            problems.append(f"frames {absent} have no depth image")
+        read = list(pool.map(lambda i: _read_frame(export, i, poses[i], problems), chosen))
+    frames = [frame for frame in read if frame is not None]
     intrinsics = _matrix3(export.intrinsics, problems)
     depth_intrinsics = _matrix3(export.depth_intrinsics, problems) if export.depth else intrinsics
-    alignment = read_axis_alignment(export.meta, problems)
-    objects = read_objects(export.folders, scene_id, problems)
-    problems += _mixed("colour", chosen, images) + _mixed("depth", chosen, depths)
+    alignment, objects = np.eye(4), None
+    try:
+        alignment = read_axis_alignment(export.meta)
+        objects = read_objects(export.folders, scene_id)
+    except ContractError as error:
+        problems.append(str(error))
+    problems += _mixed("colour", {f.index: f.image for f in frames})
+    problems += _mixed("depth", {f.index: f.depth_m for f in frames if f.depth_m is not None})
     if problems:
         raise ContractError(f"scan {scene_id} in {root}: " + "; ".join(sorted(set(problems))))
-    frames = [
-        Frame(
-            index=i,
-            image=image,
-            depth_m=depths[k] if export.depth else None,
-            pose=poses[i],
-        )
-        for k, (i, image) in enumerate(zip(chosen, images, strict=True))
-    ]
     scan = Scan(
         scene_id=scene_id,
         frames=frames,
         intrinsics=intrinsics,
         depth_intrinsics=depth_intrinsics,
         axis_alignment=alignment,
-        objects=objects,
+        objects=objects or (),
         without_pose=lost,
     )
     return scan if px is None else stretched(scan, px=px)
@@ -204,7 +194,7 @@ def find_export(root: Path | str, scene_id: str) -> Export:
         colour = _numbered(folder, (".jpg", ".jpeg"))
         depth, pose = _numbered(folder, (".png",)), _numbered(folder, (".txt",))
         intrinsics, depth_intrinsics = folder / "intrinsic.txt", folder / "depth_intrinsic.txt"
-    folders = tuple(dict.fromkeys([folder, *places, top / "scannet_data", top]))
+    folders = tuple(dict.fromkeys([folder, *places, top]))
     metas = [place / f"{scene_id}.txt" for place in folders]
     return Export(
         scene_id=scene_id,
@@ -216,31 +206,6 @@ def find_export(root: Path | str, scene_id: str) -> Export:
         meta=next((m for m in metas if m.is_file()), folder / f"{scene_id}.txt"),
         folders=folders,
     )
-
-
-def read_axis_alignment(path: Path, problems: list[str]) -> NDArray[np.float64]:
-    """Read the (4, 4) world-to-aligned matrix of ``<scene>.txt``; problems are added to the list.
-
-    A file without the line gives the identity: the hidden test split has none.
-    """
-    if not path.is_file():
-        problems.append(
-            f"{path.name} is missing, expected its line axisAlignment; put it beside the frames "
-            "(it comes with the ScanNet scans)"
-        )
-        return np.eye(4)
-    for line in path.read_text(errors="replace").splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == "axisAlignment":
-            numbers = _floats(value.split())
-            if len(numbers) != 16 or not np.isfinite(numbers).all():
-                problems.append(
-                    f"axisAlignment of {path.name} is {value.strip()[:40]!r}, expected 16 numbers"
-                )
-                return np.eye(4)
-            return np.array(numbers).reshape(4, 4)
-    logger.warning("%s has no axisAlignment, as in the test split: the world frame is used", path)
-    return np.eye(4)
 
 
 def read_colour(path: Path) -> NDArray[np.uint8]:
@@ -317,27 +282,28 @@ def _floats(words: Iterable[str]) -> list[float]:
         return []
 
 
-def _collect(
-    problems: list[str], read: Callable[[Path], NDArray[Any]]
-) -> Callable[[Path], NDArray[Any] | None]:
-    """Turn a file that cannot be read into a listed problem."""
-
-    def attempt(path: Path) -> NDArray[Any] | None:
+def _read_frame(
+    export: Export, i: int, pose: NDArray[np.float64], problems: list[str]
+) -> Frame | None:
+    """Read one frame; a file that cannot be read becomes a listed problem."""
+    images: list[NDArray[Any] | None] = []
+    readers = ((export.colour.get(i), read_colour), (export.depth.get(i), read_depth))
+    for path, read in readers:
         try:
-            return read(path)
+            images.append(None if path is None else read(path))
         except (OSError, ValueError, SyntaxError) as error:  # Pillow: SyntaxError for a broken png
-            problems.append(f"{path.parent.name}/{path.name} cannot be read ({error})")
+            name = "" if path is None else f"{path.parent.name}/{path.name}"
+            problems.append(f"{name} cannot be read ({error})")
             return None
+    image, depth_m = images
+    return None if image is None else Frame(index=i, image=image, depth_m=depth_m, pose=pose)
 
-    return attempt
 
-
-def _mixed(what: str, chosen: list[int], images: list[NDArray[Any] | None]) -> list[str]:
+def _mixed(what: str, images: dict[int, NDArray[Any]]) -> list[str]:
     """Say which frames differ in size from the first."""
     sizes: dict[str, list[int]] = {}
-    for i, image in zip(chosen, images, strict=False):
-        if image is not None:
-            sizes.setdefault(f"{image.shape[1]}x{image.shape[0]}", []).append(i)
+    for i, image in images.items():
+        sizes.setdefault(f"{image.shape[1]}x{image.shape[0]}", []).append(i)
     if len(sizes) <= 1:
         return []
     listed = ", ".join(f"{size} in frames {frames}" for size, frames in sizes.items())
