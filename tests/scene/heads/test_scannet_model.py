@@ -327,3 +327,8 @@ def test_frames_of_another_size_and_scenes_without_depth_are_refused(model):
     bare = model.encode([SceneInputs(pixels=scene(1).pixels)])
     with pytest.raises(ContractError, match="has no depth"):
         model.ground(bare, BOXES[:1], TEXTS[:1])
+
+
+def test_a_rule_without_rows_is_refused():
+    with pytest.raises(ContractError, match="sequence_concat gives a frame twice"):
+        nano_scannet(TEXTS, config=with_fusion("sequence_concat"))

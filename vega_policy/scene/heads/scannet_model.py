@@ -102,6 +102,11 @@ class ScanNetModel(SceneModel):
         Raises:
             ContractError: Parts do not fit each other.
         """
+        if config.vision.fusion.name == "sequence_concat":
+            raise ContractError(
+                "fusion sequence_concat gives a frame twice the tokens, which have no rows and no "
+                "place; choose another rule"
+            )
         sizes: Any = backbone.config
         width = sizes.text_config.hidden_size
         if config.towers == "policy":
