@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from vega_policy.spec import ContractError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
 EPSILON = 1e-8
 """Added to the union (m3), as Video-3D-LLM does, so that two empty boxes overlap by 0."""
