@@ -55,8 +55,9 @@ class Fields:
         self.row = row
         self._problems = problems
         self._prefix = prefix
+        self._is_object = isinstance(item, dict)
         self._item: dict[str, Any] = item if isinstance(item, dict) else {}
-        if not isinstance(item, dict):
+        if not self._is_object:
             problems.note(
                 f"{prefix.rstrip('.') or 'row'} is {_seen(item)}, expected an object", row
             )
@@ -69,8 +70,9 @@ class Fields:
         return list(self._item)
 
     def note(self, message: str) -> None:
-        """Add a problem of this row."""
-        self._problems.note(message, self.row)
+        """Add a problem of this row; a row that is no object has had its one problem already."""
+        if self._is_object:
+            self._problems.note(message, self.row)
 
     def inside(self, key: str) -> Fields:
         """Return the fields of an object in this row."""

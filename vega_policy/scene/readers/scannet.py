@@ -332,11 +332,14 @@ def _numbered(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
     """Return files whose name is a number, in rising order; ``000120.jpg`` is 120."""
     if not folder.is_dir():
         return {}
-    found = {
-        int(path.stem): path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and _NUMBER.fullmatch(path.stem)
-    }
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in suffixes and _NUMBER.fullmatch(path.stem):
+            other = found.setdefault(int(path.stem), path)
+            if other != path:
+                raise ContractError(
+                    f"{folder} has {other.name} and {path.name} for one frame; delete one of them"
+                )
     return dict(sorted(found.items()))
 
 

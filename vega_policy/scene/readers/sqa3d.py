@@ -28,7 +28,8 @@ def read_sqa3d(questions: Path | str, annotations: Path | str | None = None) -> 
     Args:
         questions: ``v1_balanced_questions_<split>_scannetv2.json``, or a file of conversations.
         annotations: ``v1_balanced_sqa_annotations_<split>_scannetv2.json``; None: the file beside
-            ``questions`` with that name. Conversations need none: they hold situation and question
+            ``questions`` whose name says ``sqa_annotations`` (released names) or ``annotations``
+            instead. Conversations need none: they hold situation and question
             in one text, which is cut at the last sentence (12 of 3,519 are cut elsewhere than in the
             released file; what the model is asked stays the same), and no position.
 
@@ -64,7 +65,7 @@ def write_sqa3d(
     Args:
         questions: Where the questions go.
         rows: With positions and rotations.
-        annotations: Where the answers go; None: beside ``questions``, under the released name.
+        annotations: Where the answers go; None: beside ``questions``, as `read_sqa3d` looks for it.
 
     Raises:
         ContractError: Rows lack a position or a rotation; all are listed.
@@ -78,7 +79,8 @@ def write_sqa3d(
 
 
 def _beside(questions: Path) -> Path:
-    name = questions.name.replace("questions", "sqa_annotations")
+    word = "sqa_annotations" if questions.name.startswith("v1_balanced_") else "annotations"
+    name = questions.name.replace("questions", word)
     if name == questions.name:
         raise ContractError(
             f"the name {questions.name} does not say which annotations belong to it; name them"

@@ -42,13 +42,15 @@ def write_scan(
         quality: Of jpg.
 
     Raises:
-        ContractError: Depth is not finite or beyond 65.535 m, or the colour format does not fit.
+        ContractError: Depth is not finite or beyond 65.535 m, the colour format does not fit, or the
+            folder holds frames that the scan has not.
     """
     if layout == "posed" and colour == "png":
         raise ContractError("layout posed keeps depth in png; write its colour as jpg")
     _check_depth(scan)
     parent = Path(root) / "posed_images" if layout == "posed" else Path(root)
     folder = parent / scan.scene_id
+    _check_folder(folder, scan)
     k_colour, k_depth = (_padded(k) for k in (scan.intrinsics, scan.depth_intrinsics))
     for frame in scan.frames:
         if layout == "sens":
@@ -96,6 +98,19 @@ def _check_depth(scan: Scan) -> None:
             f"scan {scan.scene_id}: depth of frames {bad} leaves 0 to {_FARTHEST_M} m, all that the "
             "format can hold; set such pixels to 0 (nothing measured)"
         )
+
+
+def _check_folder(folder: Path, scan: Scan) -> None:
+    """Refuse to mix two scans; writing the same frames again is a resumed export."""
+    images = folder / "color" if (folder / "color").is_dir() else folder
+    if images.is_dir():
+        there = {int(p.stem) for p in images.iterdir() if p.stem.isdecimal()}
+        strange = sorted(there - {frame.index for frame in scan.frames})
+        if strange:
+            raise ContractError(
+                f"{folder} already holds frames {strange}, which this scan has not; delete the folder "
+                "or write elsewhere"
+            )
 
 
 def _encoded(image: NDArray[np.uint8] | NDArray[np.uint16], kind: str, quality: int) -> bytes:
