@@ -135,6 +135,56 @@ def test_an_original_directory_gives_the_model_it_was_made_from(original):
     assert sorted((p.name, p.stat().st_mtime_ns) for p in folder.iterdir()) == before
 
 
+def test_weights_of_the_released_code_are_read_and_its_gate_is_computed(original):
+    folder, _ = original
+    g = torch.Generator().manual_seed(1)
+    d, c = 128, 16
+    shapes = {
+        "model.generative_projector.0.weight": (3584, c),
+        "model.generative_projector.0.bias": (3584,),
+        "model.generative_projector.2.weight": (d, 3584),
+        "model.generative_projector.2.bias": (d,),
+        "model.feature_fusion.norm1.weight": (d,),
+        "model.feature_fusion.norm1.bias": (d,),
+        "model.feature_fusion.norm2.weight": (d,),
+        "model.feature_fusion.norm2.bias": (d,),
+        "model.feature_fusion.gate_projection.0.weight": (1, 2 * d),
+        "model.feature_fusion.gate_projection.0.bias": (1,),
+        "ground_head_zero_target": (d,),
+    }
+    for side in ("obj", "query"):
+        for i, shape in ((0, (d, d)), (2, (d,)), (3, (d, d))):
+            shapes |= {
+                f"ground_head_{side}.{i}.weight": shape,
+                f"ground_head_{side}.{i}.bias": (d,),
+            }
+    w = {k: torch.randn(*s, generator=g) * 0.1 for k, s in shapes.items()}
+    save_file(w, folder / "model-00003-of-00003.safetensors")
+    model = open_scannet(folder, prior=None, config=small_config(), dtype=torch.float32)
+    x, source = torch.randn(5, d, generator=g), torch.randn(5, c, generator=g)
+    f = "model.feature_fusion."
+    hidden = torch.nn.functional.gelu(
+        source @ w["model.generative_projector.0.weight"].T + w["model.generative_projector.0.bias"]
+    )
+    y = hidden @ w["model.generative_projector.2.weight"].T + w["model.generative_projector.2.bias"]
+    a = torch.nn.functional.layer_norm(x, (d,), w[f + "norm1.weight"], w[f + "norm1.bias"])
+    b = torch.nn.functional.layer_norm(y, (d,), w[f + "norm2.weight"], w[f + "norm2.bias"])
+    gate = torch.sigmoid(
+        torch.cat([a, b], -1) @ w[f + "gate_projection.0.weight"].T
+        + w[f + "gate_projection.0.bias"]
+    )
+    assert torch.allclose(model.branch.prior_projector(source), y, atol=1e-4)
+    ours = model.branch.fusion(x, y)
+    assert torch.allclose(ours.tokens, gate * a + (1 - gate) * b, atol=1e-5)
+    assert torch.equal(model.head.text[3].weight, w["ground_head_query.3.weight"])
+    assert torch.equal(model.head.zero_target, w["ground_head_zero_target"])
+    save_file(
+        {k: v for k, v in w.items() if "obj" not in k}, folder / "model-00003-of-00003.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=r"lack head\.object\.0\.bias"):
+        open_scannet(folder, prior=None, config=small_config())
+
+
 def test_bfloat16_leaves_nothing_of_the_heads_in_float32(original):
     folder, _ = original
     model = open_scannet(folder, prior=None, config=small_config())

@@ -312,7 +312,10 @@ def open_scannet(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> ScanNetModel:
-    """Put new heads, prior branch and grounding head on a published backbone.
+    """Put prior branch and grounding head on a published backbone.
+
+    They are new, unless the directory holds them: what the released code of VEGA-3D or Video-3D-LLM
+    has trained (the latter with fusion ``none``).
 
     Args:
         backbone: Directory of LLaVA-Video-7B-Qwen2 in its original layout, or of a model of the
@@ -327,8 +330,9 @@ def open_scannet(
     """
     folder = _published(backbone, "LLaVA-Video-7B-Qwen2")
     config = scannet_config("7b") if config is None else config
+    heads: dict[str, torch.Tensor] = {}
     if is_llava(folder):
-        network = open_llava(folder, dtype=dtype)
+        network, heads = open_llava(folder, dtype=dtype)
     else:
         network = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     with torch.random.fork_rng(devices=[]):
@@ -340,6 +344,8 @@ def open_scannet(
             prior=_published_prior(config.vision, prior),
         )
     model.cast_heads(dtype)
+    if heads:
+        model.load_head_state_dict(heads)
     return model.eval()
 
 

@@ -1,5 +1,8 @@
 """LLaVA-Video's original files, read into the Hugging Face class of the same architecture.
 
+VEGA-3D's and Video-3D-LLM's released code writes the same layout with more weights in it: prior
+projector, token gate and grounding head. These are read too.
+
 ``lmms-lab/LLaVA-Video-7B-Qwen2`` names its weights after the llava code; only names differ. Its SigLIP
 has no last block: the file holds 26 of 27. What a file may hold and nobody runs (the 27th block, the
 pooling head) is left out.
@@ -43,24 +46,54 @@ _PREFIXES = (
     ("lm_head.", "lm_head."),
 )
 """Original name, ours. The first one that fits counts."""
+_HEADS = (
+    ("model.generative_projector.0.", "branch.prior_projector.1."),
+    ("model.generative_projector.2.", "branch.prior_projector.3."),
+    ("model.feature_fusion.norm1.", "branch.fusion.norm_semantic."),
+    ("model.feature_fusion.norm2.", "branch.fusion.norm_prior."),
+    ("model.feature_fusion.gate_projection.0.", "branch.fusion.score."),
+    ("ground_head_zero_target", "head.zero_target"),
+    ("ground_head_obj.", "head.object."),
+    ("ground_head_query.", "head.text."),
+)
+"""The same for what the released code adds; ours are names of `ScanNetModel`."""
 _HEAD_CHANNELS = 72
 """Of one attention head of SigLIP so400m; its configuration is not in the files."""
 _BLOCKS = 26
 
 
 def from_llava(weights: Mapping[str, T]) -> dict[str, T]:
-    """Rename the weights of an original file.
+    """Rename the backbone's weights of an original file.
 
     Raises:
         CheckpointError: There are weights of another architecture; all are listed.
     """
-    unknown = [k for k in weights if not any(k.startswith(old) for old, _ in _PREFIXES)]
+    known = tuple(old for old, _ in (*_PREFIXES, *_HEADS))
+    unknown = [k for k in weights if not k.startswith(known)]
     if unknown:
         raise CheckpointError(
             f"weights {', '.join(sorted(unknown))} are none of LLaVA-Video-7B-Qwen2; use a checkpoint "
             "of that architecture"
         )
-    return {_renamed(k, _PREFIXES): v for k, v in weights.items() if not _is_spare(k)}
+    rest = tuple(old for old, _ in _HEADS)
+    return {
+        _renamed(k, _PREFIXES): v
+        for k, v in weights.items()
+        if not (_is_spare(k) or k.startswith(rest))
+    }
+
+
+def heads_from_llava(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what an original file holds of prior projector, token gate and grounding head.
+
+    The released gate reads the semantic stream first, ours the prior: its columns change places.
+    """
+    known = tuple(old for old, _ in _HEADS)
+    heads = {_renamed(k, _HEADS): v for k, v in weights.items() if k.startswith(known)}
+    score = heads.get("branch.fusion.score.weight")
+    if score is not None:
+        heads["branch.fusion.score.weight"] = score.roll(score.shape[1] // 2, dims=1)
+    return heads
 
 
 def to_llava(weights: Mapping[str, T]) -> dict[str, T]:
@@ -75,12 +108,17 @@ def is_llava(folder: Path) -> bool:
     return config.is_file() and "mm_vision_tower" in json.loads(config.read_text())
 
 
-def open_llava(folder: Path, *, dtype: torch.dtype) -> LlavaOnevisionForConditionalGeneration:
+def open_llava(
+    folder: Path, *, dtype: torch.dtype
+) -> tuple[LlavaOnevisionForConditionalGeneration, dict[str, Tensor]]:
     """Read a directory in the original layout: ``config.json`` and safetensors files.
 
     Args:
         folder: The directory, which is left as it is.
         dtype: Of the weights.
+
+    Returns:
+        The backbone, and the heads' weights: empty where the model has none of them.
 
     Raises:
         CheckpointError: Weights are missing or do not fit; all are listed.
@@ -114,7 +152,7 @@ def open_llava(folder: Path, *, dtype: torch.dtype) -> LlavaOnevisionForConditio
             f"the weights of {folder} " + "; ".join(problems) + "; download the whole model again"
         )
     model.load_state_dict({k: v.to(dtype) for k, v in weights.items()}, assign=True)
-    return model
+    return model, {k: v.to(dtype) for k, v in heads_from_llava(stored).items()}
 
 
 def backbone_config(said: Mapping[str, Any], weights: Mapping[str, Tensor]) -> LlavaOnevisionConfig:
