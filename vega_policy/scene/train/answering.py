@@ -1,0 +1,105 @@
+"""What a trained model answers about held-out scenes, in the prediction formats of `scene.evaluate`."""
+
+# ruff: noqa: ANN401
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vega_policy.data.progress import Progress
+from vega_policy.scene.annotations import (
+    Multi3DReferRow,
+    Scan2CapRow,
+    ScanQARow,
+    ScanReferRow,
+    SQA3DRow,
+    VsiRow,
+)
+from vega_policy.scene.heads.grounding import select_many, select_one
+from vega_policy.scene.heads.prompts import GROUND
+from vega_policy.scene.heads.scannet_model import ScanNetModel
+from vega_policy.scene.train.cases import TASKS
+from vega_policy.scene.train.learning import encode, places
+from vega_policy.scene.train.reading import answers_to, ground_scores, read_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from vega_policy.scene.heads.scene_model import SceneModel
+    from vega_policy.scene.train.arms import Arm
+    from vega_policy.scene.train.cases import Case, Task
+    from vega_policy.scene.train.features import FeatureBank
+    from vega_policy.scene.train.rooms import Room
+
+MAX_NEW_TOKENS: dict[Task, int] = {"scan2cap": 48, "scanqa": 16, "sqa3d": 16, "vsi_bench": 16}
+"""Longer than any answer of the generated questions."""
+
+
+@torch.no_grad()
+def answer_all(
+    model: SceneModel,
+    arm: Arm,
+    rooms: Sequence[Room],
+    cases: Mapping[str, Sequence[Case]],
+    bank: FeatureBank,
+) -> dict[Task, list[dict[str, Any]]]:
+    """Answer every question about some rooms.
+
+    Returns:
+        Rows of prediction files by task.
+    """
+    rows: dict[Task, list[dict[str, Any]]] = {}
+    with Progress(len(cases), what=f"{arm.name} answers", unit="scenes") as progress:
+        for room in rooms:
+            asked = cases.get(room.scene_id)
+            if not asked:
+                continue
+            tokens = encode(model, arm, room, bank)
+            for task in TASKS:
+                some = [case for case in asked if case.task == task]
+                if not some:
+                    continue
+                rows.setdefault(task, []).extend(_answer(model, tokens, room, some))
+            progress.update(1)
+    return rows
+
+
+def _answer(
+    model: SceneModel, tokens: Any, room: Room, cases: Sequence[Case]
+) -> list[dict[str, Any]]:
+    """Answer questions of one task about one room."""
+    prompts = [case.prompt for case in cases]
+    if cases[0].is_grounding and isinstance(model, ScanNetModel):
+        read = read_texts(model, tokens, prompts, answers=[GROUND] * len(cases))
+        scores = ground_scores(model, tokens, room.boxes, read)
+        return [_boxes_row(c, s, room.boxes) for c, s in zip(cases, scores, strict=True)]
+    texts = answers_to(
+        *(model, tokens, prompts),
+        coords=places(cases),
+        max_new_tokens=MAX_NEW_TOKENS[cases[0].task],
+    )
+    return [{**_name(case), "text": text} for case, text in zip(cases, texts, strict=True)]
+
+
+def _boxes_row(case: Case, scores: Tensor, boxes: Tensor) -> dict[str, Any]:
+    if isinstance(case.row, ScanReferRow):
+        return {**_name(case), "box": boxes[select_one(scores)].tolist()}
+    return {**_name(case), "boxes": [boxes[i].tolist() for i in select_many(scores)]}
+
+
+def _name(case: Case) -> dict[str, Any]:
+    """Return the fields that say which question this is."""
+    match case.row:
+        case ScanReferRow() as row:
+            return {"scene_id": row.scene_id, "object_id": row.object_id, "ann_id": row.ann_id}
+        case Multi3DReferRow() as row:
+            return {"scene_id": row.scene_id, "ann_id": row.ann_id}
+        case Scan2CapRow() as row:
+            return {"scene_id": row.scene_id, "object_id": row.object_id}
+        case ScanQARow() | SQA3DRow() as row:
+            return {"question_id": row.question_id}
+        case VsiRow() as row:
+            return {"id": row.id}

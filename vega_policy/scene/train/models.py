@@ -1,0 +1,105 @@
+"""The nano model of an arm: equal weights at the start, towers frozen, one branch or none."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vega_policy.scene.heads.presets import nano_scannet, nano_vsi, scannet_config, vsi_config
+from vega_policy.scene.heads.vsi_model import MergedBranch
+from vega_policy.scene.train.features import RememberedTowers
+from vega_policy.vision.fusion import FusionConfig
+from vega_policy.vision.stream import VisionStream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from vega_policy.scene.heads.scannet_model import ScanNetModel
+    from vega_policy.scene.heads.vsi_model import VsiModel
+    from vega_policy.scene.train.arms import Arm
+
+
+def new_scannet(
+    arm: Arm, texts: Sequence[str], *, policy: str, fusion: str, seed: int
+) -> ScanNetModel:
+    """Make a model with a policy's towers, frozen, and its prior; projector and fusion are new.
+
+    Args:
+        arm: Says whether there is a prior and a position code.
+        texts: What the tokenizer is trained on.
+        policy: See `nano_scannet`.
+        fusion: Rule of the arms that have a prior.
+        seed: Of all new weights; what arms have in common starts equal.
+    """
+    config = scannet_config()
+    # Made with a prior in every arm, so that equal draws make equal weights.
+    model = nano_scannet(texts, config=config, policy=policy, seed=seed)
+    vision = dataclasses.replace(config.vision, fusion=_fusion(arm, fusion))
+    code_on = "all" if arm.is_coded else "objects"
+    model.config = dataclasses.replace(config, vision=vision, code_on=code_on)
+    with torch.random.fork_rng(devices=[]):
+        # What the policy learnt of its own prior would favour that prior over what stands in for it.
+        torch.manual_seed(seed)
+        model.branch.set_branch(vision, prior=model.branch.prior)
+    if isinstance(model.branch, VisionStream):
+        towers: Any = RememberedTowers(model.branch.semantic)
+        model.branch.semantic = towers
+    return model
+
+
+def new_vsi(arm: Arm, texts: Sequence[str], *, policy: str, fusion: str, seed: int) -> VsiModel:
+    """Make a model with a policy's prior; see `new_scannet`. Its vision tower is trained with it."""
+    config = vsi_config()
+    model = nano_vsi(texts, config=config, policy=policy, seed=seed)
+    vision = dataclasses.replace(config.vision, fusion=_fusion(arm, fusion))
+    model.config = dataclasses.replace(config, vision=vision)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.branch = MergedBranch(model.config, width=model.width, prior=model.branch.prior)
+    return model
+
+
+@torch.no_grad()
+def match_scales(model: ScanNetModel, frames: Tensor) -> None:
+    """Scale the towers' projector so that its tokens are as large as the position code, rms 0.7.
+
+    A policy's projector gives tokens of rms 5, beside which the places of boxes would drown: object
+    features are the sum of both.
+
+    Args:
+        model: Of `new_scannet`.
+        frames: (v, 3, h, w) uint8 of training scenes.
+    """
+    branch = model.branch
+    if not isinstance(branch, VisionStream):
+        return
+    size = model.semantic_tokens(frames)[0].square().mean().sqrt()
+    last = branch.semantic_projector.fc3
+    for weight in (last.weight, last.bias):
+        weight.mul_(math.sqrt(0.5) / size)
+
+
+def save(model: ScanNetModel | VsiModel, path: Path) -> None:
+    """Write a model that ``from_pretrained`` reads."""
+    branch = model.branch
+    towers: Any = getattr(branch, "semantic", None)
+    if isinstance(branch, VisionStream) and isinstance(towers, RememberedTowers):
+        plain: Any = towers.towers
+        branch.semantic = plain
+        try:
+            model.save_pretrained(path)
+        finally:
+            kept: Any = towers
+            branch.semantic = kept
+    else:
+        model.save_pretrained(path)
+
+
+def _fusion(arm: Arm, name: str) -> FusionConfig:
+    return FusionConfig(name="none" if arm.features is None else name)

@@ -1,0 +1,160 @@
+"""Settings of the training of scene heads, as frozen dataclasses built from a plain dictionary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vega_policy.scene.train.arms import ARMS
+from vega_policy.scene.train.cases import TASKS, Task
+from vega_policy.spec import ContractError
+from vega_policy.spec.names import nearest
+from vega_policy.train.prior.settings import StageConfig
+from vega_policy.train.settings import build
+from vega_policy.vision.fusion import FUSIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Head = Literal["scannet", "vsi"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which scans and questions."""
+
+    scans: str = "data/rooms"
+    """Folder of scans in ScanNet's layout, with objects; see scripts/scan.py."""
+    annotations: str = "data/rooms/annotations"
+    """Folder of the public annotation files, named as in `ANNOTATION_FILES`."""
+    n_frames: int = 6
+    """Evenly spaced views of a scan."""
+    held_out: float = 0.25
+    """Share of the scenes that training never sees; the last ones in an order drawn from the seed."""
+    max_scenes: int | None = None
+    """Use only the first so many of that order's training and held-out scenes together."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What one head is trained on, and in which arms."""
+
+    arms: tuple[str, ...] = ()
+    """See `ARMS`; empty: this head is left out."""
+    steps: int = 900
+    """Updates of an arm."""
+    scenes: int = 2
+    """Scenes of an update."""
+    texts_per_scene: int = 16
+    """Questions about each of them, drawn from all tasks."""
+
+
+@dataclass(frozen=True)
+class SceneTrainConfig:
+    """One run: every arm is trained, answers the held-out questions, and is scored."""
+
+    out: str = "runs/scene"
+    seed: int = 0
+    workers: int = 2
+    """Arms trained side by side, each in a process with one thread."""
+    policy: str = "nano-libero-object"
+    """Policy whose towers and prior the heads take; see `nano_scannet`."""
+    fusion: str = "token_gate_normed"
+    """Rule of the arms that have features; the default is that of the released ScanNet code."""
+    tasks: tuple[str, ...] = TASKS
+    data: DataConfig = field(default_factory=DataConfig)
+    scannet: StudyConfig = field(
+        default_factory=lambda: StudyConfig(
+            arms=("full", "no_prior", "no_vision", "shuffled", "zeroed", "oracle")
+        )
+    )
+    vsi: StudyConfig = field(
+        default_factory=lambda: StudyConfig(arms=("full", "no_prior", "no_vision"), steps=300)
+    )
+    peak: float = 1e-3
+    """Learning rate after the warm-up."""
+    warmup_steps: int = 50
+    clip_norm: float = 1.0
+    ema_decay: float = 0.99
+    shift_m: float = 2.0
+    """See `BatchConfig`."""
+    feature_store: str = "runs/features"
+    """Where the frozen prior's features are kept; empty: nowhere."""
+    log_every_s: float = 10.0
+    checkpoint_every_s: float = 30.0
+
+    @property
+    def out_dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.out)
+
+    def study(self, head: Head) -> StudyConfig:
+        """Return the settings of one head."""
+        return self.scannet if head == "scannet" else self.vsi
+
+    def stage(self, head: Head) -> StageConfig:
+        """Return the settings of an arm's updates."""
+        return StageConfig(
+            steps=self.study(head).steps,
+            peak=self.peak,
+            warmup_steps=self.warmup_steps,
+            clip_norm=self.clip_norm,
+            ema_decay=self.ema_decay,
+        )
+
+    def tasks_of(self, head: Head) -> tuple[Task, ...]:
+        """Return the tasks one head is trained on."""
+        return tuple(t for t in TASKS if t in self.tasks and (t == "vsi_bench") == (head == "vsi"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SceneTrainConfig:
+        """Build the settings.
+
+        Raises:
+            ContractError: Unknown keys, names or values; all are listed.
+        """
+        problems: list[str] = []
+        config = build(cls, values, problems=problems)
+        if not problems:
+            problems = _problems(config)
+        if problems:
+            raise ContractError("settings of scene training: " + "; ".join(problems))
+        return config
+
+
+def _problems(config: SceneTrainConfig) -> list[str]:
+    names = [("scannet.arms", name, tuple(ARMS)) for name in config.scannet.arms]
+    names += [
+        ("vsi.arms", name, tuple(n for n, arm in ARMS.items() if not arm.is_coded))
+        for name in config.vsi.arms
+    ]
+    names += [("tasks", name, TASKS) for name in config.tasks]
+    names += [("fusion", config.fusion, tuple(f for f in FUSIONS if f != "none"))]
+    problems = [
+        f"{where} has an unknown name {name!r}, {nearest(name, valid)}"
+        for where, name, valid in names
+        if name not in valid
+    ]
+    least = [
+        ("workers", config.workers),
+        ("data.n_frames", config.data.n_frames),
+        *((f"{h}.{k}", getattr(config.study(h), k)) for h in ("scannet", "vsi") for k in _COUNTS),
+    ]
+    problems += [f"{name} is {value}, expected at least 1" for name, value in least if value < 1]
+    if not 0 < config.data.held_out < 1:
+        problems.append(
+            f"data.held_out is {config.data.held_out}, expected a share between 0 and 1"
+        )
+    if not any(config.tasks_of(h) and config.study(h).arms for h in ("scannet", "vsi")):
+        problems.append("no arm is left to train; name tasks and arms that fit together")
+    return problems
+
+
+_COUNTS = ("steps", "scenes", "texts_per_scene")
