@@ -31,8 +31,13 @@ class PriorSource:
     prior takes ``frames="clip"``: then the scan is one video.
     """
 
-    def __init__(self, prior: AnyPrior, *, name: str) -> None:
+    def __init__(self, prior: AnyPrior, *, name: str, device: str = "cpu") -> None:
         """Keep the prior.
+
+        Args:
+            prior: It is moved to the device.
+            name: In the table.
+            device: Where it runs.
 
         Raises:
             ContractError: The prior is fed by semantic towers and sees no frame.
@@ -42,7 +47,8 @@ class PriorSource:
                 f"prior {prior.config.name} repeats the semantic towers' tokens; score the towers "
                 "themselves"
             )
-        self._prior = prior
+        self._prior = prior.to(device)
+        self._device = device
         self._name = name
 
     @property
@@ -60,7 +66,8 @@ class PriorSource:
         is_clip = config.frames == "clip"
         step = len(images) if is_clip else _BATCH
         for start in range(0, len(images), step):
-            pixels = torch.from_numpy(images[start : start + step]).float() / 127.5 - 1.0
+            pixels = torch.from_numpy(images[start : start + step]).to(self._device)
+            pixels = pixels.float() / 127.5 - 1.0
             if is_clip:
                 found = self._prior.features(pixels[None], keys=keys[:1])[0]
             else:
