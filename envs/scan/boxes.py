@@ -37,7 +37,8 @@ def _ends(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     import mujoco
 
-    shapes = mujoco.mjtGeom
+    mj: Any = mujoco
+    shapes = mj.mjtGeom
     kind, size = int(model.geom_type[geom]), model.geom_size[geom]
     place = axes @ data.geom_xpos[geom]
     local = axes @ data.geom_xmat[geom].reshape(3, 3)  # (axis asked for, axis of the geom)

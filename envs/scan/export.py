@@ -17,17 +17,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from envs.scan.rendered import Rendered, Thing, draw_turn, render
-from envs.suites import get_task
 from vega_policy.data.progress import Progress
 from vega_policy.scene.readers.write_scannet import write_scan
 from vega_policy.scene.truth import TRUTH_FILE, write_truth
 from vega_policy.spec import ContractError, EnvFault
-from vega_policy.spec.files import atomic_path, write_atomic
+from vega_policy.spec.files import write_atomic
 from vega_policy.spec.processes import end_with_parent, worker_environment
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def split(k: int) -> Literal["train", "val"]:
 
 def _check(settings: ScanSettings) -> None:
     wrong = [
-        f"scan.{name} is {value!r}, expected a whole number from {least} to {most}"
+        f"{name} is {value!r}, expected a whole number from {least} to {most}"
         for name, value, least, most in (
             ("n", settings.n, 1, 9999),
             ("seed", settings.seed, 0, 99),
@@ -124,9 +123,9 @@ def _check(settings: ScanSettings) -> None:
         if not isinstance(value, int) or not least <= value <= most
     ]
     if settings.kind not in get_args(Kind):
-        wrong.append(f"scan.kind is {settings.kind!r}, expected one of {', '.join(get_args(Kind))}")
+        wrong.append(f"kind is {settings.kind!r}, expected one of {', '.join(get_args(Kind))}")
     if not 10 <= settings.fovy_deg <= 120:
-        wrong.append(f"scan.fovy_deg is {settings.fovy_deg}, expected 10 to 120 degrees")
+        wrong.append(f"fovy_deg is {settings.fovy_deg}, expected 10 to 120 degrees")
     if settings.video and (settings.width_px % 2 or settings.height_px % 2):
         wrong.append(f"a video needs even sides, got {settings.width_px}x{settings.height_px}")
     if not os.environ.get("MUJOCO_GL"):
@@ -209,14 +208,15 @@ def render_room(settings: ScanSettings, k: int) -> Rendered:
     from envs.scan.rooms import CAMERA, furnish, mjcf
     from envs.scan.walk import walk_room
 
+    mj: Any = mujoco
     room = furnish((settings.seed, k))
     rng = np.random.default_rng([settings.seed, k, 1])
-    model = mujoco.MjModel.from_xml_string(mjcf(room))
-    data = mujoco.MjData(model)
-    mujoco.mj_forward(model, data)
+    model = mj.MjModel.from_xml_string(mjcf(room))
+    data = mj.MjData(model)
+    mj.mj_forward(model, data)
     things = []
     for number, thing in enumerate(room.things):
-        body = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, f"object{number}")
+        body = mj.mj_name2id(model, mj.mjtObj.mjOBJ_BODY, f"object{number}")
         geoms = tuple(int(g) for g in np.flatnonzero(model.geom_bodyid == body))
         axes = data.xmat[body].reshape(3, 3).T.copy()
         piece = thing.piece
@@ -287,10 +287,10 @@ def _table_tops(settings: ScanSettings, numbers: list[int]) -> Iterable[Rendered
 def _write(settings: ScanSettings, rendered: Rendered) -> None:
     name = rendered.scan.scene_id
     if settings.video:
-        from vega_policy.rollout.video import write_mp4
+        from vega_policy.scene.readers.video import write_video
 
         path = settings.out / "videos" / settings.kind / f"{name}.mp4"
-        write_mp4(path, [frame.image for frame in rendered.scan.frames], fps=4)
+        write_video(path, [frame.image for frame in rendered.scan.frames], fps=4)
     partial = settings.out / f".partial-{name}"
     shutil.rmtree(partial, ignore_errors=True)
     folder = write_scan(partial, rendered.scan)
@@ -304,9 +304,9 @@ def write_instances(folder: Path, rendered: Rendered) -> None:
     """Write which object each pixel shows, one 8-bit png a frame."""
     from PIL import Image
 
+    folder.mkdir(parents=True)
     for frame, mask in zip(rendered.scan.frames, rendered.instances, strict=True):
-        with atomic_path(folder / f"{frame.index}.png") as path:
-            Image.fromarray(mask).save(path)
+        Image.fromarray(mask).save(folder / f"{frame.index}.png")
 
 
 def _end_with_main_process() -> None:
@@ -315,7 +315,9 @@ def _end_with_main_process() -> None:
         end_with_parent(parent.pid)
 
 
-def check_tasks() -> None:
-    """Raise where a task of `LIBERO_TASKS` is not installed."""
-    for suite, task_id in LIBERO_TASKS:
-        get_task(suite, task_id)
+def to_check(scenes: list[str], *, n: int) -> list[str]:
+    """Pick ``n`` scenes, evenly spread; all if there are fewer."""
+    if n < 0:
+        raise ContractError(f"check is {n}, expected 0 or more scenes")
+    picked = np.linspace(0, len(scenes) - 1, min(n, len(scenes)), dtype=int)
+    return [scenes[k] for k in picked]

@@ -7,6 +7,7 @@ nearly all of its surface.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -54,12 +55,12 @@ class Piece:
     top: tuple[float, float, float] | None = None
     """Half sizes x, y and the height of a plane that carries things; None if there is none."""
 
-    @property
+    @cached_property
     def low(self) -> NDArray[np.float64]:
         """(3,) least coordinate of all shapes."""
         return np.min([np.subtract(s.centre, s.half) for s in self.shapes], axis=0)
 
-    @property
+    @cached_property
     def high(self) -> NDArray[np.float64]:
         """(3,) greatest coordinate of all shapes."""
         return np.max([np.add(s.centre, s.half) for s in self.shapes], axis=0)
@@ -318,7 +319,10 @@ def window(rng: np.random.Generator) -> Piece:
     shapes = (
         _box(0.01, y - 0.02, z - 0.02, at=(0.01, 0, middle), rgb=sky),
         *(_box(0.02, 0.025, z, at=(0.02, s * (y - 0.025), middle), rgb=frame) for s in (-1, 0, 1)),
-        *(_box(0.02, y, 0.025, at=(0.02, 0, middle + s * (z - 0.025)), rgb=frame) for s in (-1, 0, 1)),
+        *(
+            _box(0.02, y, 0.025, at=(0.02, 0, middle + s * (z - 0.025)), rgb=frame)
+            for s in (-1, 0, 1)
+        ),
     )
     return Piece("window", "", shapes)
 
@@ -334,9 +338,7 @@ def picture(rng: np.random.Generator) -> Piece:
     return Piece("picture", name, shapes)
 
 
-def _colour(
-    rng: np.random.Generator, names: tuple[str, ...] = tuple(COLOURS)
-) -> tuple[str, Rgb]:
+def _colour(rng: np.random.Generator, names: tuple[str, ...] = tuple(COLOURS)) -> tuple[str, Rgb]:
     """Draw a colour word and a shade of it."""
     name = str(rng.choice(names))
     red, green, blue = np.clip(np.array(COLOURS[name]) + rng.uniform(-0.03, 0.03, 3), 0, 1)
@@ -347,9 +349,7 @@ def _darker(rgb: Rgb) -> Rgb:
     return (rgb[0] * 0.8, rgb[1] * 0.8, rgb[2] * 0.8)
 
 
-def _box(
-    x: float, y: float, z: float, *, at: tuple[float, float, float], rgb: Rgb
-) -> Primitive:
+def _box(x: float, y: float, z: float, *, at: tuple[float, float, float], rgb: Rgb) -> Primitive:
     return Primitive("box", (x, y, z), at, rgb)
 
 
@@ -422,7 +422,10 @@ def _plant(
     shade = COLOURS["green"]
     radius, height, leaf = rng.uniform(*r), rng.uniform(*pot), rng.uniform(*leaves)
     low = height + leaf * 0.9
-    tufts = [(0.0, 0.0, low), *((leaf * 0.5 * i, leaf * 0.5 * j, low) for i in (-1, 1) for j in (-1, 1))]
+    tufts = [
+        (0.0, 0.0, low),
+        *((leaf * 0.5 * i, leaf * 0.5 * j, low) for i in (-1, 1) for j in (-1, 1)),
+    ]
     shapes = (
         _tube(radius, height / 2, at=(0, 0, height / 2), rgb=_darker(_darker(COLOURS["brown"]))),
         *(Primitive("ellipsoid", (leaf * 0.7, leaf * 0.7, leaf), t, shade) for t in tufts),

@@ -23,7 +23,7 @@ _COLOURS = ("black", "white", "red", "yellow", "green", "blue", "brown", "pink")
 _NAMES = {
     "akita black bowl": ("bowl", "black"),
     "glazed rim porcelain ramekin": ("ramekin", ""),
-    "wooden cabinet": ("cabinet", "brown"),
+    "wooden cabinet": ("cabinet", ""),
     "flat stove": ("stove", ""),
     "white yellow mug": ("mug", ""),
     "porcelain mug": ("mug", "white"),
@@ -52,6 +52,7 @@ class TableTop:
         """Draw placement ``index`` of a seed and let it come to rest."""
         import mujoco
 
+        mj: Any = mujoco
         key = EpisodeKey(self._suite, self._task_id, index, perturbation="scan", seed=seed)
         # Seed 0 is the evaluation's: its fixtures would stand where those do.
         self._env.reset(
@@ -60,7 +61,7 @@ class TableTop:
         )
         robot = self._env.simulation.handle.robots[0]
         self.data.qpos[robot._ref_joint_pos_indexes] = _FOLDED
-        mujoco.mj_forward(self.model, self.data)
+        mj.mj_forward(self.model, self.data)
 
     @property
     def model(self) -> Any:
@@ -76,10 +77,11 @@ class TableTop:
         """List the objects and fixtures as they stand now."""
         import mujoco
 
+        mj: Any = mujoco
         model = self.model
         found = []
         for body in np.flatnonzero(model.body_parentid == 0)[1:]:
-            name = str(mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_BODY, int(body)))
+            name = str(mj.mj_id2name(model, mj.mjtObj.mjOBJ_BODY, int(body)))
             if not name.endswith(_MAIN):
                 continue
             is_drawn = (model.geom_group == _VISUAL_GROUP) & (self._alpha() > 0)

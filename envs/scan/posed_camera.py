@@ -63,9 +63,10 @@ class PosedCamera:
     ) -> None:
         import mujoco
 
-        self._mj: Any = mujoco
+        mj: Any = mujoco
+        self._mj = mj
         self._model, self._data = model, data
-        self._id = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+        self._id = mj.mj_name2id(model, mj.mjtObj.mjOBJ_CAMERA, camera)
         if self._id < 0 or model.cam_bodyid[self._id] != 0:
             raise ContractError(
                 f"the scene has no camera {camera!r} fixed to the world; name one that is"
@@ -75,15 +76,15 @@ class PosedCamera:
         large = (width * _SUPERSAMPLING, height * _SUPERSAMPLING)
         model.vis.global_.offwidth, model.vis.global_.offheight = large
         model.vis.quality.offsamples = 0
-        self._gl: Any = mujoco.GLContext(*large)
+        self._gl: Any = mj.GLContext(*large)
         self._gl.make_current()
-        self._context: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
+        self._context: Any = mj.MjrContext(model, mj.mjtFontScale.mjFONTSCALE_50)
+        mj.mjr_setBuffer(mj.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mj.MjvScene(model, maxgeom=_MAX_GEOMS)
         # Both depend on where the camera is, and cost a second drawing of the scene.
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self._options = mujoco.MjvOption()
+        self._scene.flags[mj.mjtRndFlag.mjRND_SHADOW] = 0
+        self._scene.flags[mj.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._options = mj.MjvOption()
         self._options.geomgroup[_HIDDEN_GROUP] = 0
         focal = height / 2 / np.tan(np.deg2rad(fovy_deg) / 2)
         self.intrinsics = np.array(
@@ -109,34 +110,32 @@ class PosedCamera:
             mj.mjtCatBit.mjCAT_ALL,
             self._scene,
         )
-        large, _ = self._draw(scale=_SUPERSAMPLING, as_ids=False)
-        ids, depth = self._draw(scale=1, as_ids=True)
-        geom = self._geoms(ids)
-        depth[geom < 0] = 0
-        width, height = self._size
-        blocks = large.reshape(height, _SUPERSAMPLING, width, _SUPERSAMPLING, 3)
-        image = np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
+        large = self._draw(scale=_SUPERSAMPLING, depth=None)
+        raw = np.zeros(self._size[::-1], dtype=np.float32)
+        geom = self._geoms(self._draw(scale=1, depth=raw))
+        depth = np.where(geom < 0, np.float32(0), self._metres(raw[::-1]))
+        n = _SUPERSAMPLING
+        parts = [large[i::n, j::n] for i in range(n) for j in range(n)]
+        image = ((np.sum(parts, axis=0, dtype=np.uint16) + n * n // 2) // (n * n)).astype(np.uint8)
         return View(image=image, depth_m=depth, geom=geom)
 
-    def _draw(
-        self, *, scale: int, as_ids: bool
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Return an upright picture and its depth in metres."""
+    def _draw(self, *, scale: int, depth: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+        """Return an upright picture: colours, or where ``depth`` is to be filled, ids."""
         mj = self._mj
         width, height = (n * scale for n in self._size)
-        flags = (mj.mjtRndFlag.mjRND_SEGMENT, mj.mjtRndFlag.mjRND_IDCOLOR)
-        for flag in flags:
-            self._scene.flags[flag] = as_ids
+        for flag in (mj.mjtRndFlag.mjRND_SEGMENT, mj.mjtRndFlag.mjRND_IDCOLOR):
+            self._scene.flags[flag] = depth is not None
         rect = mj.MjrRect(0, 0, width, height)
         mj.mjr_render(rect, self._scene, self._context)
         image = np.zeros((height, width, 3), dtype=np.uint8)
-        raw = np.zeros((height, width), dtype=np.float32)
-        mj.mjr_readPixels(image, raw, rect, self._context)
+        mj.mjr_readPixels(image, depth, rect, self._context)
+        return image[::-1]
+
+    def _metres(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Undo OpenGL's perspective division."""
         extent, planes = self._model.stat.extent, self._model.vis.map
         near, far = planes.znear * extent, planes.zfar * extent
-        # Inverse of OpenGL's perspective division.
-        depth = near / (1 - raw.astype(np.float64) * (1 - near / far))
-        return image[::-1], depth[::-1].astype(np.float32)
+        return (near / (1 - raw.astype(np.float64) * (1 - near / far))).astype(np.float32)
 
     def _geoms(self, picture: NDArray[np.uint8]) -> NDArray[np.int32]:
         """Decode MuJoCo's id colours; what is no geom of the model counts as nothing."""

@@ -8,6 +8,7 @@ apart on the floor plan wherever their heights meet.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,7 +74,7 @@ class Placed:
     stands_on: int | None = None
     """Index of its carrier in the room."""
 
-    @property
+    @cached_property
     def corners(self) -> NDArray[np.float64]:
         """(4, 2) of the bounding rectangle on the floor plan, in order."""
         low, high = self.piece.low, self.piece.high
@@ -83,7 +84,7 @@ class Placed:
         c, s = np.cos(self.yaw), np.sin(self.yaw)
         return local @ np.array([[c, s], [-s, c]]) + [self.x, self.y]
 
-    @property
+    @cached_property
     def heights(self) -> tuple[float, float]:
         """Lower and upper end."""
         return self.z + float(self.piece.low[2]), self.z + float(self.piece.high[2])
@@ -257,9 +258,8 @@ class _Layout:
         along = np.array([-inward[1], inward[0]])
         depth, length = self._size[wall % 2], self._size[1 - wall % 2]
         free = max(length / 2 - float(piece.high[1]) - 0.03, 0.0)
-        x, y = (
-            inward * (-depth / 2 + gap_m - float(piece.low[0]))
-            + along * self._rng.uniform(-free, free)
+        x, y = inward * (-depth / 2 + gap_m - float(piece.low[0])) + along * self._rng.uniform(
+            -free, free
         )
         return Placed(piece, float(x), float(y), yaw=yaw)
 

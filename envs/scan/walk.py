@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -113,7 +113,8 @@ def _loop(room: Room) -> NDArray[np.float64]:
 def _largest_region(free: NDArray[np.bool_]) -> NDArray[np.bool_]:
     from scipy import ndimage
 
-    labels, n = ndimage.label(free)
+    found: Any = ndimage.label(free)
+    labels, n = found
     if n == 0:
         raise ValueError("the room has no free floor; furnish it less")
     sizes = np.bincount(labels.ravel())[1:]
@@ -129,10 +130,10 @@ def _shortest(
     while queue and end not in came:
         i, j = queue.popleft()
         for cell in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
-            if 0 <= cell[0] < free.shape[0] and 0 <= cell[1] < free.shape[1]:
-                if free[cell] and cell not in came:
-                    came[cell] = (i, j)
-                    queue.append(cell)
+            # The outermost cells are never free, so neighbours of free ones exist.
+            if free[cell] and cell not in came:
+                came[cell] = (i, j)
+                queue.append(cell)
     path = [end]
     while path[-1] != start:
         path.append(came[path[-1]])

@@ -1,0 +1,59 @@
+"""Render posed RGB-D scans with ground truth, in ScanNet's layout, and questions about them.
+
+python scripts/scan.py                                          # 260 rooms to data/rooms
+python scripts/scan.py kind=libero n=24 px=[320,240]            # table tops to data/libero
+python scripts/scan.py n=260 questions=true                     # and the public annotation files
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra_cli import run
+
+from envs.scan.check import check_scan, summary
+from envs.scan.export import ScanSettings, export_scans, to_check
+from vega_policy.spec import ContractError
+
+
+def main(config: dict[str, Any]) -> dict[str, Any]:
+    """Render, check, and ask."""
+    px = config["px"]
+    if len(px) != 2:
+        raise ContractError(f"px is {px}, expected width and height such as [160, 120]")
+    settings = ScanSettings(
+        kind=config["kind"],
+        out=Path(config["out"]),
+        n=config["n"],
+        seed=config["seed"],
+        frames=config["frames"],
+        width_px=px[0],
+        height_px=px[1],
+        fovy_deg=config["fovy_deg"],
+        video=config["video"],
+        workers=len(os.sched_getaffinity(0)) if config["workers"] is None else config["workers"],
+    )
+    began_s = time.monotonic()
+    scenes = export_scans(settings)
+    result: dict[str, Any] = {
+        "out": settings.out,
+        "scenes": len(scenes),
+        "views": len(scenes) * settings.frames,
+        "seconds": round(time.monotonic() - began_s, 1),
+    }
+    if config["questions"]:
+        from envs.scan.ask import write_questions
+
+        result["questions"] = write_questions(settings.out, scenes, seed=settings.seed)
+    if chosen := to_check(scenes, n=config["check"]):
+        checked = summary(check_scan(settings.out, scene) for scene in chosen)
+        print(*(f"{name:>18}  {value}" for name, value in checked.items()), sep="\n", flush=True)
+        result["check"] = checked
+    return result
+
+
+if __name__ == "__main__":
+    run("scan", main)
