@@ -115,7 +115,7 @@ def _check(settings: ScanSettings) -> None:
         for name, value, least, most in (
             ("n", settings.n, 1, 9999),
             ("seed", settings.seed, 0, 99),
-            ("frames", settings.frames, 1, 9999),
+            ("frames", settings.frames, 2, 9999),
             ("width_px", settings.width_px, 16, 4096),
             ("height_px", settings.height_px, 16, 4096),
             ("workers", settings.workers, 1, 999),
