@@ -211,3 +211,26 @@ def test_readers_load_neither_torch_nor_the_optional_libraries():
         "assert not {'torch', 'av', 'pyarrow', 'PIL'} & set(sys.modules), sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_damaged_files_are_refused_or_read_but_never_crash(tmp_path):
+    generator = np.random.default_rng(0)
+    path = tmp_path / f"objects_info_{SCENE}.npy"
+    np.save(path, dictionaries())
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    n_refused = 0
+    for _ in range(300):
+        damaged = whole.copy()
+        damaged[generator.integers(0, len(whole), 3)] = generator.integers(0, 256, 3)
+        path.write_bytes(damaged.tobytes())
+        try:
+            read_objects(tmp_path, SCENE)
+        except ContractError:
+            n_refused += 1
+    assert 0 < n_refused <= 300
+
+
+def test_numpy_numbers_inside_dictionaries_become_plain(tmp_path):
+    item = {"id": np.int64(4), "size": np.arange(3, dtype=np.float32), "score": np.float32(0.5)}
+    np.save(tmp_path / "a.npy", np.array([item], dtype=object))
+    assert read_object_array(tmp_path / "a.npy") == [{"id": 4, "size": [0, 1, 2], "score": 0.5}]

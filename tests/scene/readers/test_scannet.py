@@ -148,6 +148,18 @@ def test_a_stretched_pixel_still_shows_its_point(tmp_path, scan):
     assert np.median(np.abs(exact - frame.depth_m)[both] / exact[both]) < 0.02
 
 
+def test_stretched_intrinsics_keep_every_ray(tmp_path, scan):
+    write_scan(tmp_path, scan)
+    back = read(tmp_path, px=96)
+    for old, new, (height, width) in (
+        (scan.intrinsics, back.intrinsics, COLOUR_SIZE),
+        (scan.depth_intrinsics, back.depth_intrinsics, DEPTH_SIZE),
+    ):
+        for u, v in ((0, 0), (95, 40), (13, 95)):
+            before = [(u + 0.5) * width / 96 - 0.5, (v + 0.5) * height / 96 - 0.5, 1]
+            assert np.allclose(np.linalg.solve(new, [u, v, 1]), np.linalg.solve(old, before))
+
+
 def test_frames_are_even_from_first_to_last_and_rounded_down():
     assert uniform_indices(100, n_frames=32) == [int(99 * k / 31) for k in range(32)]
     assert uniform_indices(5, n_frames=32) == [0, 1, 2, 3, 4]

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vega_policy.scene.readers.mesh import read_vertices
-from vega_policy.scene.readers.object_array import read_object_array
-from vega_policy.scene.readers.rows import Fields, parse_rows, read_json
+from vega_policy.scene.readers.object_array import centre_and_size, read_object_array
+from vega_policy.scene.readers.rows import Fields, Problems, parse_rows, read_json
 from vega_policy.scene.scan import SceneObject
 from vega_policy.spec import ContractError
 
@@ -128,7 +129,9 @@ def _from_release(path: Path, scene_id: str) -> list[SceneObject]:
     folder = path.parent
     stem = f"{scene_id}_vh_clean_2"
     segments = read_json(folder / f"{stem}.0.010000.segs.json")
-    of_vertex = np.array(segments.get("segIndices", []) if isinstance(segments, dict) else [])
+    problems = Problems(folder / f"{stem}.0.010000.segs.json")
+    of_vertex = np.array(Fields(segments, row=0, problems=problems).integers("segIndices"))
+    problems.raise_any()
     vertices = read_vertices(folder / f"{stem}.ply")
     if len(of_vertex) != len(vertices):
         raise ContractError(
@@ -156,7 +159,7 @@ def _from_release(path: Path, scene_id: str) -> list[SceneObject]:
 
 def _from_object_array(path: Path, _: str) -> list[SceneObject]:
     items = [
-        {"id": item.get("id"), "label": item.get("label"), "box": _joined(item)}
+        {"id": item.get("id"), "label": item.get("label"), "box": centre_and_size(item)}
         for item in read_object_array(path)
     ]
 
@@ -170,16 +173,13 @@ def _from_object_array(path: Path, _: str) -> list[SceneObject]:
     return parse_rows(path, items, build, key=lambda item: item.object_id)
 
 
-def _joined(item: dict[str, Any]) -> list[Any]:
-    """Return centre and size in one list, wrong lengths kept for the check that follows."""
-    return [*(item.get("center_position") or []), *(item.get("size") or [])]
-
-
 def _from_detection(path: Path, _: str) -> list[SceneObject]:
     try:
         rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
         raise ContractError(f"{path} is not a plain array ({error}); copy it again") from error
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "fiu":
+        raise ContractError(f"{path} is not an array of numbers; copy it again")
     if rows.ndim != 2 or rows.shape[1] != 8 or not np.isfinite(rows).all():
         raise ContractError(f"{path} has shape {rows.shape}, expected (n, 8) finite numbers")
     strange = sorted({int(c) for c in rows[:, 6] if not 1 <= c <= len(NYU40)})

@@ -40,22 +40,26 @@ def read_vertices(path: Path) -> NDArray[np.float64]:
     data = path.read_bytes()
     head, found, body = data.partition(b"end_header\n")
     lines = [line.split() for line in head.decode("ascii", "replace").splitlines()]
-    kind = next((line[1] for line in lines if line[:1] == ["format"]), "")
+    kind = next((line[1] for line in lines if line[:1] == ["format"] and len(line) > 1), "")
     elements = [k for k, line in enumerate(lines) if line[:1] == ["element"]]
     if not found or not elements or lines[elements[0]][1:2] != ["vertex"]:
         raise ContractError(f"{path} is not a ply file that begins with vertices")
-    n = int(lines[elements[0]][2])
     last = elements[1] if len(elements) > 1 else len(lines)
     properties = [line for line in lines[elements[0] : last] if line[:1] == ["property"]]
     names = [line[-1] for line in properties]
-    if not {"x", "y", "z"} <= set(names) or any(line[1] not in _TYPES for line in properties):
-        raise ContractError(f"{path} has vertex properties {names}, expected x, y, z and numbers")
-    dtype = np.dtype(
-        [(name, "<" + _TYPES[line[1]]) for name, line in zip(names, properties, strict=True)]
+    known = {"x", "y", "z"} <= set(names) and all(
+        len(line) == 3 and line[1] in _TYPES for line in properties
     )
+    count = lines[elements[0]][-1]
+    if not known or len(set(names)) < len(names) or not count.isdecimal():
+        raise ContractError(
+            f"{path} has {count} vertices with properties {names}, expected x, y, z and numbers"
+        )
+    n = int(count)
+    types = ["<" + _TYPES[line[1]] for line in properties]
     try:
         if kind == "binary_little_endian":
-            table = np.frombuffer(body, dtype, count=n)
+            table = np.frombuffer(body, np.dtype(list(zip(names, types, strict=True))), count=n)
             return np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
         if kind == "ascii":
             words = np.array(body.split()[: n * len(names)], dtype=np.float64)

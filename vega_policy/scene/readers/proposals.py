@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from vega_policy.scene.readers.ground_truth import box_of, read_axis_alignment
 from vega_policy.scene.readers.mesh import read_vertices
-from vega_policy.scene.readers.object_array import read_object_array
+from vega_policy.scene.readers.object_array import centre_and_size, read_object_array
 from vega_policy.scene.readers.rows import Fields, parse_rows, read_json
 from vega_policy.spec import ContractError
 from vega_policy.spec.files import write_atomic
@@ -112,10 +112,7 @@ def _from_json(path: Path, limit: int) -> dict[str, Proposals]:
 
 
 def _from_array(path: Path, scene_id: str, limit: int) -> Proposals:
-    items = [
-        {**item, "box": [*(item.get("center_position") or []), *(item.get("size") or [])]}
-        for item in read_object_array(path)
-    ]
+    items = [{**item, "box": centre_and_size(item)} for item in read_object_array(path)]
 
     def build(fields: Fields) -> tuple[Any, str, float]:
         return fields.box("box"), fields.text("label"), fields.number("score")

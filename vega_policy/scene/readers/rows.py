@@ -109,7 +109,7 @@ class Fields:
         value = self._item.get(key)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-        if isinstance(value, str) and value.strip().isdecimal():
+        if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
             return int(value)
         return self._wrong(key, "a whole number", 0)
 
@@ -184,7 +184,7 @@ def read_json(path: Path | str) -> Any:  # noqa: ANN401 - JSON is anything
         raise ContractError(f"no file {file}; where each data set goes is in docs/scene_data.md")
     try:
         return json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ContractError(f"{file} is not JSON ({error}); copy it again") from error
 
 
@@ -242,7 +242,10 @@ def write_list(path: Path | str, rows: Iterable[object]) -> None:
 def _is_finite(value: object) -> TypeGuard[float]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value)
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the range of floats
+        return False
 
 
 def _seen(value: object) -> str:

@@ -85,7 +85,7 @@ def _decoded(file: Path) -> Any:  # noqa: ANN401 - a generator of PyAV frames, i
             if not container.streams.video:
                 raise ContractError(f"{file} has no video stream; copy it again")
             yield from container.decode(container.streams.video[0])
-    except av.FFmpegError as error:
+    except (av.FFmpegError, ValueError) as error:  # ValueError: damaged names of its streams
         raise ContractError(f"{file} is not a readable video ({error}); copy it again") from error
 
 

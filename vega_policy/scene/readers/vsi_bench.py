@@ -196,7 +196,7 @@ def _json_lines(file: Path) -> list[Any]:
     for i, line in enumerate(file.read_bytes().splitlines()):
         try:
             items.append(json.loads(line) if line.strip() else None)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.note(f"not JSON ({error})", i)
     problems.raise_any()
     return [item for item in items if item is not None]
@@ -206,7 +206,7 @@ def _parquet_rows(file: Path) -> list[Any]:
     pyarrow, parquet = _pyarrow()
     try:
         return parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ContractError(f"{file} is not parquet ({error}); copy it again") from error
 
 
