@@ -65,7 +65,7 @@ def run_correspondence(
     sources = build_sources(config["rows"], device=config["device"])
     unread: list[str] = []
     found = measure(
-        _scans(scans, names, n_frames=config["frames"], unread=unread),
+        _scans(scans, names, n_frames=config["frames"], px=config["px"], unread=unread),
         sources,
         settings=settings,
         seed=config["seed"],
@@ -78,7 +78,7 @@ def run_correspondence(
     write_atomic(out / "correspondence.json", json.dumps(result, indent=1) + "\n")
     if config["pictures"]:
         draw_rows(found, out / "rows.png")
-        first = read_scan(scans, found.scene_ids[0], n_frames=config["frames"])
+        first = read_scan(scans, found.scene_ids[0], n_frames=config["frames"], px=config["px"])
         draw_matches(first, sources[0], out / "matches.png", settings=settings)
     return {
         "scenes": len(found.scene_ids),
@@ -189,11 +189,13 @@ def _source(row: Mapping[str, Any], *, device: str) -> Source:
     return PriorSource(prior, name=name, device=device)
 
 
-def _scans(root: str, names: list[str], *, n_frames: int, unread: list[str]) -> Iterator[Scan]:
+def _scans(
+    root: str, names: list[str], *, n_frames: int, px: int | None, unread: list[str]
+) -> Iterator[Scan]:
     """Read one scan after the other; what cannot be read is named and the others go on."""
     for name in names:
         try:
-            scan = read_scan(root, name, n_frames=n_frames)
+            scan = read_scan(root, name, n_frames=n_frames, px=px)
         except ContractError as error:
             log.warning("%s", error)
             unread.append(str(error))

@@ -24,9 +24,9 @@ GRID = (6, 8)
 
 @pytest.fixture(scope="module")
 def room():
-    """Five views, a third of the depth missing; colour twice the size of depth."""
+    """Five views, a third of the depth missing; colour of another size than depth."""
     scan = box_room(seed=3, n_frames=5, height=24, width=32)
-    large = box_room(seed=3, n_frames=5, height=48, width=64)
+    large = box_room(seed=3, n_frames=5, height=34, width=42)
     hole = np.random.default_rng(0).random((5, 24, 32)) < 0.35
     frames = [
         replace(
