@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 EPSILON = 1e-8
 """Added to the union (m3), as Video-3D-LLM does, so that two empty boxes overlap by 0."""
+NOWHERE = (1e9, 1e9, 1e9, 0.0, 0.0, 0.0)
+"""In place of a missing box: overlaps nothing."""
 
 
 def as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
@@ -52,18 +54,29 @@ def iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ContractError: As `as_boxes`.
     """
-    first, second = as_boxes(a), as_boxes(b)
-    low_a, high_a = corners(first)
-    low_b, high_b = corners(second)
-    sides = np.minimum(high_a[:, None], high_b) - np.maximum(low_a[:, None], low_b)
-    shared = np.prod(np.maximum(sides, 0.0), axis=2)
-    # From the corners, not from the sizes: rounding then equals the public evaluators' at ties.
-    volume_a = np.prod(high_a - low_a, axis=1)
-    volume_b = np.prod(high_b - low_b, axis=1)
-    return shared / (volume_a[:, None] + volume_b - shared + EPSILON)
+    return _overlap(as_boxes(a)[:, None], as_boxes(b)[None])
+
+
+def iou_of_pairs(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """Return the overlap of each of (n, 6) boxes with the one in its place in (n, 6) others, (n,).
+
+    Raises:
+        ContractError: As `as_boxes`.
+    """
+    return _overlap(as_boxes(a), as_boxes(b))
 
 
 def corners(boxes: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the least and the greatest corner of (n, 6) boxes, (n, 3) each."""
-    half = boxes[:, 3:] / 2
-    return boxes[:, :3] - half, boxes[:, :3] + half
+    """Return the least and the greatest corner of (..., 6) boxes, (..., 3) each."""
+    half = boxes[..., 3:] / 2
+    return boxes[..., :3] - half, boxes[..., :3] + half
+
+
+def _overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the overlap of (..., 6) boxes; leading dimensions broadcast."""
+    (low_a, high_a), (low_b, high_b) = corners(a), corners(b)
+    sides = np.minimum(high_a, high_b) - np.maximum(low_a, low_b)
+    shared = np.prod(np.maximum(sides, 0.0), axis=-1)
+    # From the corners, not from the sizes: rounding then equals the public evaluators' at ties.
+    volumes = np.prod(high_a - low_a, axis=-1) + np.prod(high_b - low_b, axis=-1)
+    return shared / (volumes - shared + EPSILON)
