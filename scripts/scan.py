@@ -3,6 +3,7 @@
 python scripts/scan.py                                          # 260 rooms to data/rooms
 python scripts/scan.py kind=libero n=24 px=[320,240]            # table tops to data/libero
 python scripts/scan.py n=260 questions=true                     # and the public annotation files
+python scripts/scan.py n=1 out=/tmp/room picture=room.png       # a contact sheet of the first scene
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
         checked = summary(check_scan(settings.out, scene) for scene in chosen)
         print(*(f"{name:>18}  {value}" for name, value in checked.items()), sep="\n", flush=True)
         result["check"] = checked
+    if config["picture"] is not None:
+        from envs.scan.picture import draw_scan
+
+        draw_scan(settings.out, scenes[0], config["picture"])
+        result["picture"] = config["picture"]
     return result
 
 

@@ -32,6 +32,12 @@ def bounds(
     return np.min([low for low, _ in ends], axis=0), np.max([high for _, high in ends], axis=0)
 
 
+def box_of(model: Any, data: Any, geoms: Iterable[int]) -> NDArray[np.float64]:
+    """Return ``cx cy cz dx dy dz`` of the box around some geoms, along the axes of the world."""
+    low, high = bounds(model, data, geoms, np.eye(3))
+    return np.concatenate([(low + high) / 2, high - low])
+
+
 def _ends(
     model: Any, data: Any, geom: int, axes: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from envs.scan.boxes import box_of
 from envs.scan.rendered import Rendered, Thing, draw_turn, render
 from vega_policy.data.progress import Progress
 from vega_policy.scene.readers.write_scannet import write_scan
@@ -269,14 +270,19 @@ def _table_tops(settings: ScanSettings, numbers: list[int]) -> Iterable[Rendered
             for k in numbers:
                 scene.draw(seed=settings.seed, index=k)
                 rng = np.random.default_rng([settings.seed, k, 2])
+                things = scene.things()
+                boxes = np.stack([box_of(scene.model, scene.data, t.geoms) for t in things])
+                poses = orbit(
+                    scene.middle(), rng, n=settings.frames, spread_m=_SPREAD_M, boxes=boxes
+                )
                 yield render(
                     camera,
                     scene.model,
                     scene.data,
                     scene_id=scene_id(settings, k),
                     dataset=settings.kind,
-                    things=scene.things(),
-                    poses=orbit(scene.middle(), rng, n=settings.frames, spread_m=_SPREAD_M),
+                    things=things,
+                    poses=poses,
                     floor=None,
                     turn=draw_turn(rng),
                 )

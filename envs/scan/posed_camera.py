@@ -86,6 +86,8 @@ class PosedCamera:
         self._scene.flags[mj.mjtRndFlag.mjRND_REFLECTION] = 0
         self._options = mj.MjvOption()
         self._options.geomgroup[_HIDDEN_GROUP] = 0
+        # Sites that are transparent in colour would still be drawn as ids.
+        self._options.sitegroup[:] = 0
         focal = height / 2 / np.tan(np.deg2rad(fovy_deg) / 2)
         self.intrinsics = np.array(
             [[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]

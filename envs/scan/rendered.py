@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.scan.boxes import bounds
+from envs.scan.boxes import bounds, box_of
 from vega_policy.scene.scan import Frame, Scan, SceneObject
 from vega_policy.scene.truth import ObjectTruth, SceneTruth
 
@@ -130,13 +130,12 @@ def draw_turn(rng: np.random.Generator) -> NDArray[np.float64]:
 def _truth(
     model: Any, data: Any, k: int, thing: Thing, visible_px: NDArray[np.int64]
 ) -> ObjectTruth:
-    low, high = bounds(model, data, thing.geoms, np.eye(3))
     own_low, own_high = bounds(model, data, thing.geoms, thing.axes)
     return ObjectTruth(
         object_id=k,
         label=thing.label,
         colour=thing.colour,
-        box=np.concatenate([(low + high) / 2, high - low]),
+        box=box_of(model, data, thing.geoms),
         centre=(own_low + own_high) / 2 @ thing.axes,
         size=own_high - own_low,
         axes=thing.axes,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _CELL_M = 0.1
 _CLEARANCE_M = 0.3
+_NEAREST_M = 0.25
+"""Of a camera over a table to anything on it."""
 _EYE_M = 1.5
 _OBSTACLE_M = 1.0
 """The camera is carried above what is lower."""
@@ -47,7 +49,12 @@ def walk_room(room: Room, rng: np.random.Generator, *, n: int) -> NDArray[np.flo
 
 
 def orbit(
-    centre: NDArray[np.float64], rng: np.random.Generator, *, n: int, spread_m: float
+    centre: NDArray[np.float64],
+    rng: np.random.Generator,
+    *,
+    n: int,
+    spread_m: float,
+    boxes: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return ``n`` poses (n, 4, 4) on an arc of 0.5 to 0.8 m around a table top.
 
@@ -56,6 +63,7 @@ def orbit(
         rng: Draws the sway.
         n: How many.
         spread_m: How far from the centre the camera's targets wander.
+        boxes: (b, 6) centre and size of what the camera is lifted over.
     """
     t = (np.arange(n) + 0.5) / n
     phase = rng.uniform(0, 2 * np.pi, 3)
@@ -72,7 +80,16 @@ def orbit(
     swing = 2 * np.pi * (3 * t) + phase[2]
     target = centre + spread_m * np.column_stack([np.cos(swing), np.sin(swing), 0 * t])
     eyes = target + distance[:, None] * way
+    for eye in eyes:
+        while (_distance(eye, boxes) < _NEAREST_M).any():
+            eye[2] += 0.02
     return np.stack([look_at(eye, to) for eye, to in zip(eyes, target, strict=True)])
+
+
+def _distance(point: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far (b,) a point is from each box."""
+    outside = np.maximum(np.abs(point - boxes[:, :3]) - boxes[:, 3:] / 2, 0)
+    return np.linalg.norm(outside, axis=1)
 
 
 def free_cells(room: Room) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
