@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from vega_policy.scene.heads.scene_model import SceneModel
     from vega_policy.scene.train.arms import Arm
-    from vega_policy.scene.train.cases import Case, Task
+    from vega_policy.scene.train.cases import Case, Row, Task
     from vega_policy.scene.train.features import FeatureBank
     from vega_policy.scene.train.rooms import Room
 
@@ -81,25 +81,25 @@ def _answer(
         coords=places(cases),
         max_new_tokens=MAX_NEW_TOKENS[cases[0].task],
     )
-    return [{**_name(case), "text": text} for case, text in zip(cases, texts, strict=True)]
+    return [{**name_of(case.row), "text": text} for case, text in zip(cases, texts, strict=True)]
 
 
 def _boxes_row(case: Case, scores: Tensor, boxes: Tensor) -> dict[str, Any]:
     if isinstance(case.row, ScanReferRow):
-        return {**_name(case), "box": boxes[select_one(scores)].tolist()}
-    return {**_name(case), "boxes": [boxes[i].tolist() for i in select_many(scores)]}
+        return {**name_of(case.row), "box": boxes[select_one(scores)].tolist()}
+    return {**name_of(case.row), "boxes": [boxes[i].tolist() for i in select_many(scores)]}
 
 
-def _name(case: Case) -> dict[str, Any]:
+def name_of(row: Row) -> dict[str, Any]:
     """Return the fields that say which question this is."""
-    match case.row:
-        case ScanReferRow() as row:
+    match row:
+        case ScanReferRow():
             return {"scene_id": row.scene_id, "object_id": row.object_id, "ann_id": row.ann_id}
-        case Multi3DReferRow() as row:
+        case Multi3DReferRow():
             return {"scene_id": row.scene_id, "ann_id": row.ann_id}
-        case Scan2CapRow() as row:
+        case Scan2CapRow():
             return {"scene_id": row.scene_id, "object_id": row.object_id}
-        case ScanQARow() | SQA3DRow() as row:
+        case ScanQARow() | SQA3DRow():
             return {"question_id": row.question_id}
-        case VsiRow() as row:
+        case VsiRow():
             return {"id": row.id}

@@ -2,53 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, cast
 
 from vega_policy.data.progress import Progress
-from vega_policy.scene.readers.multi3drefer import read_multi3drefer
-from vega_policy.scene.readers.scan2cap import read_scan2cap
+from vega_policy.scene.readers.folder import missing_annotations, read_annotations
 from vega_policy.scene.readers.scannet import list_scans, read_scan
-from vega_policy.scene.readers.scanqa import read_scanqa
-from vega_policy.scene.readers.scanrefer import read_scanrefer
-from vega_policy.scene.readers.sqa3d import read_sqa3d
-from vega_policy.scene.readers.vsi_bench import read_vsi
 from vega_policy.scene.train.cases import Case, Row, Task, case_of
 from vega_policy.scene.train.rooms import Room, room_of
 from vega_policy.spec import ContractError
-from vega_policy.train.prior.stage import draw_generator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from vega_policy.scene.train.settings import DataConfig
 
 log = logging.getLogger(__name__)
 
-ANNOTATION_FILES: dict[Task, str] = {
-    "scanrefer": "scanrefer.json",
-    "multi3drefer": "multi3drefer.json",
-    "scan2cap": "scan2cap.json",
-    "scanqa": "scanqa.json",
-    "sqa3d": "sqa3d_questions.json",
-    "vsi_bench": "vsi_bench.jsonl",
-}
-"""Names in the folder of annotations; SQA3D's answers lie beside its questions."""
-
-_READERS: dict[Task, Callable[[Path], Sequence[Row]]] = {
-    "scanrefer": read_scanrefer,
-    "multi3drefer": read_multi3drefer,
-    "scan2cap": read_scan2cap,
-    "scanqa": read_scanqa,
-    "sqa3d": read_sqa3d,
-    "vsi_bench": read_vsi,
-}
+SPLITS_FILE = "splits.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,29 +43,37 @@ class Corpus:
         return {scene: cases for scene, cases in chosen.items() if cases}
 
 
-def split_scenes(
-    scenes: Sequence[str], *, held_out: float, seed: int, limit: int | None = None
-) -> tuple[list[str], list[str]]:
-    """Return training and held-out scenes, each in an order drawn from the seed.
-
-    Args:
-        scenes: Sorted.
-        held_out: Share, at least two scenes.
-        seed: Of the order.
-        limit: Use only so many.
+def read_split(config: DataConfig) -> tuple[list[str], list[str]]:
+    """Return training and held-out scenes, as ``splits.json`` beside the scans says.
 
     Raises:
-        ContractError: There are fewer than two scenes on one side.
+        ContractError: The file is missing or no split, names scenes that are not there, or leaves fewer
+            than two scenes on one side.
     """
-    order = torch.randperm(len(scenes), generator=draw_generator(seed, "split")).tolist()
-    drawn: list[str] = [scenes[int(i)] for i in order[:limit]]
-    n = max(2, round(held_out * len(drawn)))
-    if len(drawn) - n < 2:
+    path = Path(config.scans) / SPLITS_FILE
+    if not path.is_file():
         raise ContractError(
-            f"{len(drawn)} scenes leave {max(len(drawn) - n, 0)} for training and {n} held out, "
-            "expected at least 2 and 2; render more with scripts/scan.py"
+            f"no file {path}, expected scenes of train and val in it; render scans with scripts/scan.py"
         )
-    return drawn[:-n], drawn[-n:]
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict) or not {"train", "val"} <= set(content):
+        raise ContractError(f"{path} has no lists train and val; render again with scripts/scan.py")
+    train, held_out = (
+        [str(scene) for scene in content[side]][:limit]
+        for side, limit in (("train", config.train_scenes), ("val", config.held_out_scenes))
+    )
+    missing = sorted({*train, *held_out} - set(list_scans(config.scans)))
+    if missing:
+        raise ContractError(
+            f"{path} names {len(missing)} scenes that are not there, {missing[0]} first; render them "
+            "with scripts/scan.py"
+        )
+    if min(len(train), len(held_out)) < 2:
+        raise ContractError(
+            f"{path} leaves {len(train)} scenes for training and {len(held_out)} held out, expected "
+            "at least 2 and 2; render more with scripts/scan.py"
+        )
+    return train, held_out
 
 
 def read_rows(folder: Path, tasks: Sequence[Task]) -> dict[Task, list[Row]]:
@@ -99,20 +82,18 @@ def read_rows(folder: Path, tasks: Sequence[Task]) -> dict[Task, list[Row]]:
     Raises:
         ContractError: Files are missing; all are named.
     """
-    missing = [ANNOTATION_FILES[t] for t in tasks if not (folder / ANNOTATION_FILES[t]).is_file()]
+    missing = missing_annotations(folder, tasks)
     if missing:
         raise ContractError(
-            f"{folder} has no {', '.join(missing)}; write questions with scripts/scan.py, or leave "
-            "these tasks out"
+            f"{'; '.join(missing)}; scripts/scan.py questions=true writes generated ones"
         )
-    return {task: list(_READERS[task](folder / ANNOTATION_FILES[task])) for task in tasks}
+    return {task: [cast("Row", r) for r in read_annotations(folder, task)] for task in tasks}
 
 
 def read_corpus(
     config: DataConfig,
     *,
     tasks: Sequence[Task],
-    seed: int,
     px: int,
     width_px: int,
     unit_px: int,
@@ -122,7 +103,6 @@ def read_corpus(
     Args:
         config: Where they are.
         tasks: Which questions.
-        seed: Of the split.
         px: See `room_of`, as are the next two.
         width_px: See there.
         unit_px: See there.
@@ -132,9 +112,7 @@ def read_corpus(
     """
     rows = read_rows(Path(config.annotations), tasks)
     root = Path(config.scans)
-    train, held_out = split_scenes(
-        list_scans(root), held_out=config.held_out, seed=seed, limit=config.max_scenes
-    )
+    train, held_out = read_split(config)
     rooms: dict[str, Room] = {}
     with Progress(len(train) + len(held_out), what="reading scans", unit="scenes") as progress:
         for scene in [*train, *held_out]:

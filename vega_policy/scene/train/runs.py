@@ -70,7 +70,6 @@ def load_corpus(config: SceneTrainConfig) -> Corpus:
     return read_corpus(
         config.data,
         tasks=[*config.tasks_of("scannet"), *config.tasks_of("vsi")],
-        seed=config.seed,
         px=scannet_config().vision.semantic.image_px,
         width_px=vsi_config().width_px,
         unit_px=QWEN_UNIT_PX,

@@ -29,13 +29,13 @@ class DataConfig:
     scans: str = "data/rooms"
     """Folder of scans in ScanNet's layout, with objects; see scripts/scan.py."""
     annotations: str = "data/rooms/annotations"
-    """Folder of the public annotation files, named as in `ANNOTATION_FILES`."""
+    """Folder of the public annotation files; see `readers.folder`."""
     n_frames: int = 6
     """Evenly spaced views of a scan."""
-    held_out: float = 0.25
-    """Share of the scenes that training never sees; the last ones in an order drawn from the seed."""
-    max_scenes: int | None = None
-    """Use only the first so many of that order's training and held-out scenes together."""
+    train_scenes: int | None = None
+    """Use only the first so many of the split's training scenes."""
+    held_out_scenes: int | None = None
+    """The same of the others."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,6 @@ def _problems(config: SceneTrainConfig) -> list[str]:
         *((f"{h}.{k}", getattr(config.study(h), k)) for h in ("scannet", "vsi") for k in _COUNTS),
     ]
     problems += [f"{name} is {value}, expected at least 1" for name, value in least if value < 1]
-    if not 0 < config.data.held_out < 1:
-        problems.append(
-            f"data.held_out is {config.data.held_out}, expected a share between 0 and 1"
-        )
     if not any(config.tasks_of(h) and config.study(h).arms for h in ("scannet", "vsi")):
         problems.append("no arm is left to train; name tasks and arms that fit together")
     return problems
