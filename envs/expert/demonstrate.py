@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.expert.goals import GoalExpert, Style
+from envs.expert.upsets import Upset, upset
 from envs.suites import init_states
 from vega_policy.data.libero_hdf5 import Demo
 from vega_policy.spec import CAMERAS, ContractError, Observation
@@ -59,6 +60,7 @@ def demonstrate(
     disturbances: Disturbances | None = None,
     learner: Learner | None = None,
     max_learner_chunks: int = 0,
+    first: Upset | None = None,
     look_every: int = 1,
 ) -> Attempt:
     """Let the expert solve the task once, from a placement drawn from ``seed``.
@@ -73,6 +75,8 @@ def demonstrate(
         disturbances: None for none.
         learner: The policy that drives first.
         max_learner_chunks: Largest number of chunks it drives.
+        first: What goes wrong before the expert's turn; None for nothing. It is not recorded, and
+            the expert has the suite's step limit from there.
         look_every: Images are drawn at one in so many steps, from a step that ``seed`` decides.
 
     Raises:
@@ -95,6 +99,7 @@ def demonstrate(
             n_learner_steps += info["n_steps"]
             if success or truncated:
                 return Attempt(outcome="learner", demo=None, n_steps=n_learner_steps)
+    n_upset_steps = 0 if first is None else upset(env.simulation, first, rng)
     style = Style.sample(rng)
     expert = GoalExpert(env.simulation, style=style)
     pushes = _draw_pushes(rng, disturbances)
@@ -121,8 +126,9 @@ def demonstrate(
         "seed": seed,
         "suite": env.task.suite,
         "task_id": env.task.task_id,
-        "start": "learner" if n_learner_steps else "sampled",
+        "start": "learner" if n_learner_steps else first or "sampled",
         "n_learner_steps": n_learner_steps,
+        "n_upset_steps": n_upset_steps,
         "n_steps_to_success": n_success,
         "n_pushed_steps": len(pushes),
         "style": asdict(style),

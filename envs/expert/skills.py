@@ -27,6 +27,8 @@ Actions = Generator[NDArray[np.float64], None, None]
 Pose = tuple[NDArray[np.float64], NDArray[np.float64]]
 _UP = np.array([0.0, 0.0, 1.0])
 _STALLED_STEPS = 14
+_PUSHED_M = 0.02
+"""A distance that grows by this much begins anew: the arm was pushed, it is not stuck."""
 
 
 class Skills:
@@ -81,7 +83,7 @@ class Skills:
             if twist > 0.3:
                 back = hover
             wish = error - back * approach
-            far = float(np.linalg.norm(error[:2]))
+            far = float(np.linalg.norm(wish[:2]))
             if far > 0.10:
                 wish[2] = max(wish[2], travel - hand.position[2])
                 if hand.position[2] < travel - 0.05:
@@ -233,6 +235,7 @@ class Skills:
         down = hand.facing_down(float(np.arctan2(out[1], out[0])))
         rotation = about(np.cross(down[:, 2], -out), tilt) @ down
         depth = 0.006 * rotation[:, 2]
+        geoms = np.arange(scene.model.ngeom) == bar
 
         yield from self.approach(
             lambda: (np.array(scene.data.geom_xpos[bar]) + depth, rotation),
@@ -241,15 +244,18 @@ class Skills:
             tolerance=0.009,
             limit=140,
         )
-        yield from self.close_fingers(rotation=rotation)
+        if np.linalg.norm(scene.data.geom_xpos[bar] + depth - hand.position) > 0.03:
+            return
+        yield from self.close_fingers(geoms=geoms, rotation=rotation)
         watch = _Progress()
         sign = np.sign(until - scene.value(joint))
         for _ in range(90):
             left = (until - scene.value(joint)) * sign
-            if left < 0.0 or watch.is_stuck(left):
+            has_slipped = not any(hand.touching(geoms)) and left > 0.01
+            if left < 0.0 or watch.is_stuck(left) or has_slipped:
                 break
             yield hand.command(out * 0.06, rotation=rotation, grip=CLOSE)
-        yield from self.open_fingers()
+        yield from self.open_fingers(until=-0.4)
         yield from self.back_off(height=0.10, direction=-rotation[:, 2] + 0.3 * out)
 
     def push_shut(self, joint: Joint, *, until: float, tilt: float = 0.5) -> Actions:
@@ -381,7 +387,8 @@ class _Progress:
         self._best, self._since = np.inf, 0
 
     def is_stuck(self, left: float) -> bool:
-        if left < self._best - 0.0008:
+        was_pushed_away = left > self._best + _PUSHED_M
+        if left < self._best - 0.0008 or was_pushed_away:
             self._best, self._since = left, 0
         else:
             self._since += 1
