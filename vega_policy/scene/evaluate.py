@@ -17,11 +17,11 @@ Other public forms are read as well (`public_rows`). Annotations are the release
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+from vega_policy.scene.boxes import NOWHERE
 from vega_policy.scene.metrics.multi3drefer import score_multi3drefer
 from vega_policy.scene.metrics.public import public_rows
 from vega_policy.scene.metrics.scan2cap import score_scan2cap
@@ -30,6 +30,7 @@ from vega_policy.scene.metrics.scanrefer import read_label_classes, score_scanre
 from vega_policy.scene.metrics.score import Evaluation, Score
 from vega_policy.scene.metrics.sqa3d import score_sqa3d
 from vega_policy.scene.metrics.vsi_bench import score_vsi_bench
+from vega_policy.scene.readers.folder import annotation_file
 from vega_policy.scene.readers.ground_truth import read_objects
 from vega_policy.scene.readers.multi3drefer import read_multi3drefer
 from vega_policy.scene.readers.scan2cap import read_scan2cap
@@ -41,11 +42,21 @@ from vega_policy.spec import ContractError
 from vega_policy.spec.names import require_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from vega_policy.scene.annotations import Box, Multi3DReferRow, Scan2CapRow, ScanReferRow
+    from vega_policy.scene.annotations import Box
 
-__all__ = ["TASKS", "Evaluation", "EvaluationSettings", "Score", "Task", "evaluate", "read_rows"]
+__all__ = [
+    "OPTIONS",
+    "TASKS",
+    "Evaluation",
+    "EvaluationSettings",
+    "Score",
+    "Task",
+    "evaluate",
+    "find_annotations",
+    "read_rows",
+]
 
 Task = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d", "vsi_bench"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -55,13 +66,13 @@ TASKS: tuple[Task, ...] = get_args(Task)
 class EvaluationSettings:
     """Options that change numbers, by the task they belong to; None is the task's default."""
 
-    scans: Path | None = None
+    scans: Path | str | None = None
     """Folder of scans, for ground-truth boxes that the annotation does not hold."""
     unique_by: str | None = None
     """scanrefer: ``nyu40, file`` or ``name``."""
-    labels: Path | None = None
+    labels: Path | str | None = None
     """scanrefer: ``scannetv2-labels.combined.tsv``, for ``nyu40``."""
-    split: Path | None = None
+    split: Path | str | None = None
     """scanrefer: annotation of the whole split, where ``annotations`` is a part of it."""
     located: str | None = None
     """scan2cap: ``prediction, annotation`` or ``all``."""
@@ -77,7 +88,7 @@ class EvaluationSettings:
     """scan2cap, scanqa: whether to run METEOR."""
 
 
-_APPLY: dict[str, tuple[Task, ...]] = {
+OPTIONS: dict[str, tuple[Task, ...]] = {
     "scans": ("scanrefer", "multi3drefer", "scan2cap"),
     "unique_by": ("scanrefer",),
     "labels": ("scanrefer",),
@@ -89,6 +100,7 @@ _APPLY: dict[str, tuple[Task, ...]] = {
     "parser": ("vsi_bench",),
     "meteor": ("scan2cap", "scanqa"),
 }
+"""The tasks each option is for."""
 
 
 def evaluate(
@@ -113,6 +125,16 @@ def evaluate(
     options = _options(task, settings or EvaluationSettings())
     rows = public_rows(task, read_rows(predictions), annotations)
     return _SCORERS[task](rows, annotations, options)
+
+
+def find_annotations(task: str, annotations: Path | str) -> Path:
+    """Return the annotation file of a task: ``annotations`` itself, or the one in that folder.
+
+    Raises:
+        ContractError: The folder has none.
+    """
+    path = Path(annotations)
+    return annotation_file(path, task) if path.is_dir() else path
 
 
 def read_rows(path: Path | str) -> list[Any]:
@@ -155,7 +177,7 @@ def _options(task: str, settings: EvaluationSettings) -> dict[str, Any]:
     given = {field.name: getattr(settings, field.name) for field in fields(settings)}
     given = {name: value for name, value in given.items() if value is not None}
     foreign = [
-        f"{name} (of {', '.join(_APPLY[name])})" for name in given if task not in _APPLY[name]
+        f"{name} (of {', '.join(OPTIONS[name])})" for name in given if task not in OPTIONS[name]
     ]
     if foreign:
         raise ContractError(
@@ -242,12 +264,12 @@ class _Boxes:
         if scene_id not in self._scenes:
             found = read_objects([self._root / scene_id, self._root], scene_id)
             self._scenes[scene_id] = {
-                item.object_id: _six(item.box) for item in (() if found is None else found)
+                item.object_id: cast("Box", tuple(item.box.tolist())) for item in found or ()
             }
         box = self._scenes[scene_id].get(object_id)
         if box is None:
             self._missing.append(f"{scene_id}/{object_id}")
-            return (0.0,) * 6
+            return NOWHERE
         return box
 
     def raise_missing(self) -> None:
@@ -270,8 +292,3 @@ def _with_boxes(rows: Sequence[Any], scans: Path | str | None) -> list[Any]:
     ]
     boxes.raise_missing()
     return full
-
-
-def _six(values: Sequence[float]) -> Box:
-    a, b, c, d, e, f = (float(value) for value in values)
-    return (a, b, c, d, e, f)
