@@ -14,6 +14,7 @@ import numpy as np
 from envs.scan.export import INSTANCES
 from vega_policy.scene.readers.scannet import read_scan
 from vega_policy.scene.truth import TRUTH_FILE, read_truth
+from vega_policy.spec import ContractError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -144,6 +145,8 @@ def summary(checks: Iterable[ScanCheck]) -> dict[str, float | int | list[str]]:
 def _mask(path: Path) -> NDArray[np.uint8]:
     from PIL import Image
 
+    if not path.is_file():
+        raise ContractError(f"no file {path}, so nothing can be checked; render the scan again")
     with Image.open(path) as image:
         return np.asarray(image)
 
@@ -151,7 +154,7 @@ def _mask(path: Path) -> NDArray[np.uint8]:
 def _depth(scan: Scan, k: int) -> NDArray[np.float64]:
     depth = scan.frames[k].depth_m
     if depth is None:
-        raise ValueError(f"{scan.scene_id} has no depth, so nothing can be checked")
+        raise ContractError(f"{scan.scene_id} has no depth, so nothing can be checked")
     return depth.astype(np.float64)
 
 

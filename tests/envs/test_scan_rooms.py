@@ -325,3 +325,15 @@ def test_frames_of_the_walk_overlap():
     scan = read_scan(SHIPPED, SCENE)
     eyes = [frame.pose[:3, 3] for frame in scan.frames]
     assert all(0 < np.linalg.norm(b - a) < 2.5 for a, b in pairwise(eyes))
+
+
+def test_scan_without_masks_or_depth_cannot_be_checked(copy):
+    (copy / SCENE / "instance-filt" / "4.png").unlink()
+    with pytest.raises(ContractError, match=r"instance-filt.4\.png"):
+        check_scan(copy, SCENE)
+    shutil.rmtree(copy / SCENE / "depth")
+    shutil.copytree(
+        SHIPPED / SCENE / "instance-filt", copy / SCENE / "instance-filt", dirs_exist_ok=True
+    )
+    with pytest.raises(ContractError, match="no depth"):
+        check_scan(copy, SCENE)
