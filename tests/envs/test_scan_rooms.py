@@ -96,7 +96,8 @@ def test_camera_keeps_away_from_walls_and_from_what_is_as_tall_as_it_is(rooms):
 _TILES = """<mujoco><asset><mesh name="wedge" vertex="0 0 0 .4 0 0 0 .2 0 0 0 .3"/></asset>
 <worldbody><camera name="eye"/>
 <geom name="floor" type="box" group="1" size="5 5 .1" pos="0 0 -.1" rgba=".5 .5 .5 1"/>
-<geom name="hidden" type="box" group="0" size="1 1 1" pos="0 0 1"/>
+<geom name="wall" type="box" group="1" size=".1 5 2" pos="3 0 0" euler="0 0 30"/>
+<geom name="hidden" type="box" group="0" size=".2 .2 .2" pos=".4 -1 .2"/>
 <body pos="1 .5 .3" euler="20 50 70">
 <geom name="box" type="box" group="1" size=".1 .2 .3" pos=".1 0 0"/>
 <geom name="ball" type="sphere" group="1" size=".2" pos="0 .1 0"/>
@@ -149,18 +150,21 @@ def test_bounds_are_those_of_points_on_the_surface_in_any_frame(tiles, name):
 
 def test_depth_of_each_pixel_is_that_of_the_ray_through_its_centre(tiles):
     model, data = tiles
-    pose = look_at(np.array([-1.0, 0.3, 1.2]), np.array([0.4, -1.0, 0.0]))
+    pose = look_at(np.array([-1.0, 0.3, 1.2]), np.array([0.6, -0.5, 0.5]))
     with PosedCamera(model, data, camera="eye", width=96, height=64, fovy_deg=50) as camera:
         view, k = camera.look(pose), camera.intrinsics
     rows, columns = np.indices((64, 96))
     rays = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(k).T
-    down = rays @ pose[2, :3]
-    floor = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, "floor")
-    on_floor = view.geom == floor
-    assert on_floor.mean() > 0.5
-    exact = -pose[2, 3] / down[on_floor]
-    # Half a pixel off would be centimetres here.
-    assert np.abs(view.depth_m[on_floor] - exact).max() < 1e-3
+    rays = rays @ pose[:3, :3].T
+    for name, axis, half in (("floor", 2, 0.1), ("wall", 0, -0.1)):
+        geom = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, name)
+        normal = data.geom_xmat[geom].reshape(3, 3)[:, axis]
+        seen = view.geom == geom
+        assert seen.mean() > 0.1
+        on_plane = data.geom_xpos[geom] + half * normal
+        exact = (on_plane - pose[:3, 3]) @ normal / (rays[seen] @ normal)
+        # Half a pixel off would be centimetres here, up and down on the floor, sideways on the wall.
+        assert np.abs(view.depth_m[seen] - exact).max() < 1e-3
     hidden = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, "hidden")
     assert not (view.geom == hidden).any()
     assert ((view.geom < 0) == (view.depth_m == 0)).all()
@@ -191,6 +195,7 @@ def test_scan_is_written_whole_and_never_made_again(settings, monkeypatch):
     assert list_scans(settings.out) == names
     assert json.loads((settings.out / "splits.json").read_text()) == {"train": names, "val": []}
     assert not list(settings.out.glob(".partial*"))
+    assert check_scan(settings.out, names[1]).is_good
     video = read_uniform_frames(settings.out / "videos/rooms" / f"{names[1]}.mp4")
     assert len(video) == settings.frames
     shown = read_scan(settings.out, names[1]).frames
