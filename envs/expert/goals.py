@@ -13,7 +13,7 @@ from envs.expert.geometry import widths
 from envs.expert.grasp import Grasp, fixed, plan_grasp, round_top
 from envs.expert.hand import OPEN, Hand
 from envs.expert.rotations import about, wrap_half, yaw_matrix
-from envs.expert.scene import Goal, Region, Scene, Thing
+from envs.expert.scene import Goal, Joint, Region, Scene, Thing
 from envs.expert.skills import Actions, Skills
 from vega_policy.spec import ContractError
 
@@ -212,6 +212,8 @@ class GoalExpert:
                 wanted = 0.0 if region.half[0] < region.half[1] else np.pi / 2
                 rotation = yaw_matrix(wrap_half(wanted - fits.yaw)) @ self.hand.rotation
                 anchor = lambda: min(widths(thing.points), key=lambda w: w.width).centre  # noqa: E731
+            if joint is not None and joint.is_slide and parent is not None:
+                shift = shift + self._under_the_sky(thing, region, joint, parent)
             drop = 0.05
         yield from self.skills.put(
             thing,
@@ -224,14 +226,31 @@ class GoalExpert:
             drop=drop,
         )
 
+    def _under_the_sky(
+        self, thing: Thing, region: Region, joint: Joint, cabinet: Thing
+    ) -> NDArray[np.float64]:
+        """Return (2,) how far out of a drawer's middle a thing clears the cabinet above it."""
+        scene = self.scene
+        out = scene.axis(joint) * np.sign(scene.wanted(region.name, "open"))
+        above = scene.walls(cabinet, without=joint.body)
+        above = above[above[:, 2] > region.position[2] + region.half[2]]
+        side = np.abs((above - region.position) @ np.array([-out[1], out[0], 0.0]))
+        above = above[side < 0.05]
+        if len(above) == 0:
+            return np.zeros(2)
+        radius = float(np.ptp(thing.points[:, :2] @ out[:2])) / 2
+        wanted = float((above @ out).max()) + radius + 0.012 - float(region.position @ out)
+        room = max(0.0, float(region.half @ np.abs(out)) - radius)
+        return out[:2] * min(max(wanted, 0.0), room)
+
     def _grasp(self, thing: Thing, goal: Goal) -> Grasp:
         around = self.scene.around(thing.position, radius=0.35, without=(thing.name,))
         return plan_grasp(thing, self.hand, around, avoid=self._failed.get(goal, ()))
 
     def _is_flat(self, thing: Thing) -> bool:
-        """Whether a thing is too wide and too low to be taken: a plate."""
-        points = thing.points
-        return bool(np.ptp(points[:, 2]) < 0.035 and np.ptp(points[:, :2], axis=0).min() > 0.12)
+        """Whether a thing is too wide and too low to be taken: a plate, even one that leans."""
+        extent = np.sort(np.ptp((thing.points - thing.position) @ thing.rotation, axis=0))
+        return bool(extent[0] < 0.035 and extent[1] > 0.12)
 
     def _side_opening(self, region: Region | None) -> NDArray[np.float64] | None:
         """Return the way into a chamber with a ceiling; None where it is open at the top."""

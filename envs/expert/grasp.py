@@ -117,7 +117,7 @@ def _wrap(
 def _rim(thing: Thing, hand: Hand, obstacles: NDArray[Any], avoid: Sequence[Grasp]) -> Grasp | None:
     points = thing.points
     ring, centre, radius = round_top(points, thing.own_up)
-    depth = min(_RIM_DEPTH, 0.6 * float(np.ptp(points[:, 2])))
+    depth = min(_RIM_DEPTH, 0.6 * float(np.ptp(points @ thing.own_up)))
     best: tuple[float, NDArray[np.float64], NDArray[np.float64]] | None = None
     for yaw in np.arange(0, 2 * np.pi, np.pi / 12):
         outward = np.array([np.cos(yaw), np.sin(yaw)])

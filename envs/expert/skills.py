@@ -176,12 +176,17 @@ class Skills:
         goal = place()
         over = scene.top_between(start, np.r_[goal, 0.0], radius=0.115, without=(thing.name,))
         at_goal = max(support(), rim if rim is not None else -9.0)
+        leaning = hand.rotation
+        way_out = start[:2] + self._way_out(thing)
+        is_covered = bool(np.linalg.norm(way_out - start[:2]) > 0.0)
         watch, lost = _Progress(), 0
         for _ in range(limit):
             lost = 0 if hand.holds(thing.geoms) else lost + 1
             if lost > 4 and hand.command_so_far > 0.5:
                 return
             wanted = rotation if rotation is not None else upright(hand.rotation)
+            if thing.bottom < over and np.linalg.norm(hand.position[:2] - start[:2]) < 0.08:
+                wanted = leaning  # it leans away from what stands beside the thing
             aside = place() - anchor()
             distance = float(np.linalg.norm(aside))
             bottom = thing.bottom
@@ -192,7 +197,13 @@ class Skills:
                 break
             if near and height < drop + 0.04 and watch.is_stuck(height):
                 break
-            if distance > 0.05:
+            if is_covered:
+                out = way_out - hand.position[:2]
+                is_covered = bool(np.linalg.norm(out) > 0.012) and not watch.is_stuck(
+                    float(np.linalg.norm(out))
+                )
+                wish = np.r_[out, 0.02 if bottom < scene.table + 0.015 else 0.0]
+            elif distance > 0.05:
                 up = max(over, at_goal) + self.clearance - bottom
                 # Sideways motion opens up as the thing rises; no corner, no waiting.
                 share = np.clip(1.0 - (up - 0.02) / 0.08, 0.0, 1.0)
@@ -208,6 +219,19 @@ class Skills:
             yield hand.command(wish, rotation=wanted, grip=CLOSE, speed=speed)
         yield from self.open_fingers()
         yield from self.back_off(height=0.10)
+
+    def _way_out(self, thing: Thing) -> NDArray[np.float64]:
+        """Return (2,) the shortest way on which a thing gets from under what hangs over it."""
+        points, top = thing.points, thing.top
+        above = self.scene.around(thing.position, radius=0.35, without=(thing.name,))
+        above = above[(above[:, 2] > top + 0.01) & (above[:, 2] < top + 0.40), :2]
+        half = np.ptp(points[:, :2], axis=0) / 2 + 0.015
+        for distance in np.arange(0.0, 0.15, 0.015):
+            for angle in np.arange(0.0, 2 * np.pi, np.pi / 8) if distance else (0.0,):
+                step = distance * np.array([np.cos(angle), np.sin(angle)])
+                if not (np.abs(above - thing.middle - step) < half).all(axis=1).any():
+                    return step
+        return np.zeros(2)
 
     def drag(
         self, thing: Thing, place: Callable[[], NDArray[np.float64]], *, limit: int = 150
