@@ -164,14 +164,14 @@ def token_points(
     is_measured = is_inside & (depth > 0)
     n_pixels = np.bincount(cell[is_inside], minlength=n)
     n_measured = np.bincount(cell[is_measured], minlength=n)
-    taken = is_measured if settings.masked else is_inside
+    # A pixel without depth is a point at the camera: it adds nothing but its number.
     n_taken = n_measured if settings.masked else n_pixels
     z = depth.astype(np.float64)
     camera = (rays_x[None, :] * z, rays_y[:, None] * z, z)
     has_place = (n_measured > 0) & (n_measured >= settings.min_depth_share * n_pixels)
     points = np.full((n, 3), np.nan)
     for axis, values in enumerate(camera):
-        total = np.bincount(cell[taken], weights=values[taken], minlength=n)
+        total = np.bincount(cell[is_measured], weights=values[is_measured], minlength=n)
         points[has_place, axis] = total[has_place] / n_taken[has_place]
     to_aligned = scan.axis_alignment @ frame.pose
     return (points @ to_aligned[:3, :3].T + to_aligned[:3, 3]).reshape(*grid, 3)

@@ -63,7 +63,7 @@ class Measurement:
         s = self.settings
         pixels = "with depth" if s.masked else "all, also without depth"
         lines.append(
-            f"\n{len(self.scene_ids)} scenes, voxel {s.voxel_m} m, pairs {s.pairs}, mean over {s.mean}, "
+            f"\nscenes: {len(self.scene_ids)}, voxel {s.voxel_m} m, pairs {s.pairs}, mean over {s.mean}, "
             f"pixels {pixels}; % with 95 % intervals over scenes; (controls) in brackets"
         )
         lines += [f"left out: {problem}" for problem in self.problems]
