@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _ORDER = {"open": 0, "turnon": 1, "on": 2, "in": 2, "close": 3}
 """The predicates there is a skill for, and in which order goals are reached."""
-_DRAWER_TILTS = (1.2, 1.35, 1.0)
+_DRAWER_TILTS = (1.2, 1.05, 1.35)
 _HANDLE_TILTS = (1.0, 0.8, 1.2)
 """Radians the hand leans, by attempt."""
 _OPEN_ENOUGH = 0.65

@@ -77,7 +77,9 @@ class Skills:
             off, twist = float(np.linalg.norm(aside)), hand.twist_to(rotation)
             if off < tolerance and abs(along) < tolerance and twist < 0.15:
                 return
-            if watch.is_stuck(off + abs(along) + 0.1 * twist) and off < 0.03:
+            is_close = off < 0.02 and abs(along) < 0.02 and twist < 0.15
+            patience = _STALLED_STEPS // 2 if is_close else _STALLED_STEPS
+            if watch.is_stuck(off + abs(along) + 0.1 * twist, patience) and off < 0.03:
                 return
             back = np.clip((off - 0.008) / 0.03, 0.0, 1.0) * hover
             if twist > 0.3:
@@ -410,10 +412,10 @@ class _Progress:
     def __init__(self) -> None:
         self._best, self._since = np.inf, 0
 
-    def is_stuck(self, left: float) -> bool:
+    def is_stuck(self, left: float, patience: int = _STALLED_STEPS) -> bool:
         was_pushed_away = left > self._best + _PUSHED_M
         if left < self._best - 0.0008 or was_pushed_away:
             self._best, self._since = left, 0
         else:
             self._since += 1
-        return self._since > _STALLED_STEPS
+        return self._since > patience
