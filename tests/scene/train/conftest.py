@@ -1,94 +1,95 @@
-"""Rooms of coloured boxes, ray-cast: scans with ground truth in milliseconds, without a simulator."""
+"""Rooms of two or more bare boxes: scans with ground truth in milliseconds, without a simulator."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from vega_policy.scene.annotations import Multi3DReferRow, Scan2CapRow, ScanQARow, ScanReferRow
 from vega_policy.scene.scan import Frame, Scan, SceneObject
+from vega_policy.scene.train.rooms import room_of
 
-KINDS = {
-    "table": (1.2, 0.8, 0.5),
-    "chair": (0.5, 0.5, 0.9),
-    "lamp": (0.2, 0.2, 1.5),
-    "box": (0.4, 0.4, 0.3),
-    "shelf": (1.0, 0.3, 1.7),
-    "bed": (1.9, 1.2, 0.5),
-}
-HUES = {
-    "red": (200, 40, 40),
-    "green": (40, 170, 60),
-    "blue": (50, 70, 200),
-    "yellow": (220, 200, 50),
-    "white": (235, 235, 235),
-    "black": (30, 30, 30),
-}
-ROOM = np.array([5.0, 4.0, 2.5])
+PX = 128
 
 
-def toy_room(seed: int, *, n_views: int = 6, px: int = 64, n_objects: int = 8):
-    """Return a scan and the colours of its objects."""
+def make_scan(seed: int, *, n_views: int = 1) -> Scan:
+    """Return a scene of a low and a high box, side by side, that look alike.
+
+    The left half of every frame shows one and the right half the other; a camera at the origin looks
+    along the world's y, so that depth and height are known in closed form.
+    """
     rng = np.random.default_rng(seed)
-    boxes, labels, hues = [], [], []
-    for _ in range(500):
-        if len(boxes) == n_objects:
-            break
-        label = str(rng.choice(list(KINDS)))
-        size = np.array(KINDS[label]) * rng.uniform(0.85, 1.15, 3)
-        if rng.random() < 0.5:
-            size[:2] = size[1::-1]
-        low = np.append(rng.uniform(0.1, (ROOM - size)[:2] - 0.1), 0.0)
-        if all(
-            (low > b[3:]).any() or (low + size < b[:3]).any() for b in (_grown(o) for o in boxes)
-        ):
-            boxes.append(np.concatenate([low, low + size]))
-            labels.append(label)
-            hues.append(str(rng.choice(list(HUES))))
-    k = np.array([[0.6 * px, 0, px / 2 - 0.5], [0, 0.6 * px, px / 2 - 0.5], [0, 0, 1]])
-    frames = [
-        _view(i, boxes, [HUES[h] for h in hues], angle, k, px, rng)
-        for i, angle in enumerate(np.linspace(0, 2 * np.pi, n_views, endpoint=False))
-    ]
-    objects = tuple(
-        SceneObject(i, label, np.concatenate([(b[:3] + b[3:]) / 2, b[3:] - b[:3]]))
-        for i, (b, label) in enumerate(zip(boxes, labels, strict=True))
-    )
-    return Scan(f"toy{seed:04d}_00", frames, k, k, np.eye(4), objects), hues
+    k = np.array([[100.0, 0, 63.5], [0, 100.0, 63.5], [0, 0, 1]])
+    # Camera right, down and forward are the world's x, -z and y.
+    pose = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+    is_left_high = bool(rng.random() < 0.5)
+    far, near = 3.0, 1.0
+    frames = []
+    for index in range(n_views):
+        depth = np.full((PX, PX), near, dtype=np.float32)
+        # What is below the horizon and far is low; what is near is less so.
+        depth[:, : PX // 2] = near if is_left_high else far
+        depth[:, PX // 2 :] = far if is_left_high else near
+        depth[: PX // 2] = 0
+        image = rng.integers(100, 156, (PX, PX, 3), dtype=np.uint8)
+        frames.append(Frame(index, image, depth, pose))
+    objects = []
+    for number, (side, is_high) in enumerate(((-1, is_left_high), (1, not is_left_high))):
+        d = near if is_high else far
+        x, z = sorted((0.0, side * 0.64 * d)), (-0.64 * d, 0.0)
+        low, high = np.array([x[0], d - 0.1, z[0]]), np.array([x[1], d + 0.1, z[1]])
+        box = np.concatenate([(low + high) / 2, high - low + 0.02])
+        objects.append(SceneObject(number, "box", box))
+    return Scan(f"bare{seed:04d}_00", frames, k, k, np.eye(4), tuple(objects))
 
 
-def _grown(box, gap=0.15):
-    return np.concatenate([box[:3] - gap, box[3:] + gap])
-
-
-def _view(index, boxes, hues, angle, k, px, rng):
-    eye = ROOM / 2 + np.array([np.cos(angle) * 2.3, np.sin(angle) * 1.8, 0.9])
-    forward = ROOM / 2 * [1, 1, 0.2] - eye
-    forward = forward / np.linalg.norm(forward)
-    right = np.cross(forward, [0, 0, 1])
-    right /= np.linalg.norm(right)
-    pose = np.eye(4)
-    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
-    pose[:3, 3] = eye
-    u, v = np.meshgrid(np.arange(px), np.arange(px))
-    camera = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones((px, px))], -1)
-    rays = camera @ pose[:3, :3].T
-    image = np.full((px, px, 3), 150.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        outer = np.maximum(-eye / rays, (ROOM - eye) / rays)
-        depth = outer.min(-1)
-        image *= np.array([1.0, 0.9, 0.75])[outer.argmin(-1)][..., None]
-        for box, hue in zip(boxes, hues, strict=True):
-            a, b = (box[:3] - eye) / rays, (box[3:] - eye) / rays
-            near, far = np.minimum(a, b), np.maximum(a, b)
-            t = near.max(-1)
-            hit = (t < far.min(-1)) & (t > 0) & (t < depth)
-            depth = np.where(hit, t, depth)
-            shade = np.array([0.7, 0.85, 1.0])[near.argmax(-1)][..., None]
-            image = np.where(hit[..., None], np.array(hue) * shade, image)
-    image = (image + rng.normal(0, 4, image.shape)).clip(0, 255).astype(np.uint8)
-    return Frame(index, image, depth.astype(np.float32), pose)
+def rows_of(scan: Scan) -> dict[str, list]:
+    """Return two grounding descriptions, a caption and a question."""
+    heights = [o.box[2] for o in scan.objects]
+    high = int(np.argmax(heights))
+    scene = scan.scene_id
+    return {
+        "scanrefer": [
+            ScanReferRow(
+                scene_id=scene, object_id=i, object_name="box", ann_id="0", description=text
+            )
+            for i, text in ((high, "the high one."), (1 - high, "the low one."))
+        ],
+        "multi3drefer": [
+            Multi3DReferRow(
+                scene_id=scene,
+                object_ids=ids,
+                description=text,
+                eval_type=kind,
+                object_name="box",
+                ann_id=i,
+            )
+            for i, (ids, text, kind) in enumerate(
+                (((0, 1), "both boxes.", "mt"), ((), "a piano.", "zt_wo_d"))
+            )
+        ],
+        "scan2cap": [
+            Scan2CapRow(
+                scene_id=scene,
+                object_id=high,
+                box=tuple(scan.objects[high].box),
+                references=("a high box.",),
+            )
+        ],
+        "scanqa": [
+            ScanQARow(
+                scene_id=scene, question_id=f"{scene}-0", question="How many?", answers=("two",)
+            )
+        ],
+    }
 
 
 @pytest.fixture(scope="session")
-def toy():
-    return toy_room
+def bare_rooms():
+    """Return rooms and rows of ten scenes, by task."""
+    scans = [make_scan(seed) for seed in range(10)]
+    rows: dict[str, list] = {}
+    for scan in scans:
+        for task, some in rows_of(scan).items():
+            rows.setdefault(task, []).extend(some)
+    return [room_of(scan, px=PX, width_px=112, unit_px=28) for scan in scans], rows

@@ -43,9 +43,12 @@ class ScanNetConfig:
     code: CodeConfig = field(default_factory=CodeConfig)
     points: Literal["measured", "all"] = "measured"
     """``all``: pixels without depth count as points at the camera, as in the released code."""
-    code_on: Literal["all", "objects"] = "all"
-    """``objects``: visual tokens go without position code, so that where they lie can reach the language
-    model through the prior alone; for studies of what a prior knows."""
+    code_on: Literal["all", "objects", "none"] = "all"
+    """Where the 3D position code is added; ``objects`` and ``none`` are for studies of what a prior
+    knows of places: visual tokens (and objects) learn them through the prior alone."""
+    objects_from: Literal["semantic", "fused"] = "semantic"
+    """Tokens that objects are the mean of. ``semantic``: before fusion, as published, so that the prior
+    reaches objects only through the language model. ``fused``: after it (``towers=policy`` only)."""
     chat: Chat = "plain"
     """Words around prompt and answer: Qwen's, or next to none."""
 

@@ -271,7 +271,7 @@ class ScanNetModel(SceneModel):
             )
         boxes = torch.as_tensor(boxes, dtype=torch.float32, device=points.device).reshape(-1, 6)
         means = object_means(tokens.semantic[index], patches_of_boxes(points, counts, boxes))
-        return means + self.code(boxes[:, :3]).to(means)
+        return means if self.config.code_on == "none" else means + self.code(boxes[:, :3]).to(means)
 
     def code(self, points: Tensor) -> Tensor:
         """Return the position code (..., d) of points (..., 3)."""
@@ -315,6 +315,13 @@ class ScanNetModel(SceneModel):
         )
         grid = self.branch.grid
         tokens = fused.tokens[0].unflatten(0, (-1, grid * grid))
+        if self.config.objects_from == "fused":
+            if tokens.shape[:2] != fine.shape[:2]:
+                raise ContractError(
+                    f"objects_from=fused needs one fused token for each patch, got {tokens.shape[1]} for "
+                    f"{fine.shape[1]}; use towers=policy, or objects_from=semantic"
+                )
+            fine = tokens
         points = counts = None
         if scene.points is not None:
             every, takes_part = self._points(scene)

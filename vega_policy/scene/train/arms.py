@@ -1,10 +1,10 @@
-"""The arms of the comparison: what reaches the language model beside the semantic tokens.
+"""The arms of the comparison: what stands beside the semantic tokens.
 
-Visual tokens of every arm go without the 3D position code (``code_on=objects``). With it the language
-model knows where everything lies, and an oracle of coordinates has nothing to add. Without it a
-question that only the places of things decide ("the chair that is closest to the bed") can be answered
-from proposals' boxes, whose code stays, only if the fused features say where the bed is. The arm
-``coded`` has the published wiring, for comparison.
+Two wirings. ``fused``, the default: objects are means of fused tokens, and nothing carries the 3D
+position code, so that only the features can say where anything is; an oracle of coordinates then has
+something to add, a few layers from the loss. ``published``: objects are means of semantic tokens plus
+the code of their box; features reach grounding only through the language model, whose visual tokens go
+without code. The arm ``coded`` is the published model without a prior, code everywhere.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Wiring = Literal["fused", "published"]
 Features = Literal["prior", "shuffled", "zeroed", "xyz"]
 
 
@@ -27,7 +28,7 @@ class Arm:
     is_blind: bool = False
     """Every frame is grey."""
     is_coded: bool = False
-    """Visual tokens carry the position code."""
+    """Visual tokens and objects carry the position code, and objects are of semantic tokens."""
 
 
 ARMS = {
@@ -35,7 +36,7 @@ ARMS = {
     for arm in (
         Arm("full", "features of the prior", "prior"),
         Arm("no_prior", "semantic tokens alone", None),
-        Arm("no_vision", "grey frames; text and boxes remain", None, is_blind=True),
+        Arm("no_vision", "grey frames", None, is_blind=True),
         Arm("shuffled", "the prior's features of another scene", "shuffled"),
         Arm("zeroed", "zeros in place of the features", "zeroed"),
         Arm("oracle", "true coordinates in place of the features", "xyz"),

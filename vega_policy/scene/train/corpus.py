@@ -18,7 +18,6 @@ from vega_policy.scene.train.rooms import Room, room_of
 from vega_policy.spec import ContractError
 
 if TYPE_CHECKING:
-
     from vega_policy.scene.train.settings import DataConfig
 
 log = logging.getLogger(__name__)

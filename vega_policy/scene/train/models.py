@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from vega_policy.scene.heads.presets import nano_scannet, nano_vsi, scannet_config, vsi_config
+from vega_policy.scene.heads.scannet_model import ScanNetModel
 from vega_policy.scene.heads.vsi_model import MergedBranch
 from vega_policy.scene.train.features import RememberedTowers
 from vega_policy.vision.fusion import FusionConfig
 from vega_policy.vision.stream import VisionStream
+
+CodeOn = Literal["all", "objects", "none"]
+ObjectsFrom = Literal["semantic", "fused"]
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,13 +24,25 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vega_policy.scene.heads.scannet_model import ScanNetModel
     from vega_policy.scene.heads.vsi_model import VsiModel
-    from vega_policy.scene.train.arms import Arm
+    from vega_policy.scene.train.arms import Arm, Wiring
+
+
+_WIRINGS: dict[str, tuple[CodeOn, ObjectsFrom]] = {
+    "fused": ("none", "fused"),
+    "published": ("objects", "semantic"),
+    "coded": ("all", "semantic"),
+}
 
 
 def new_scannet(
-    arm: Arm, texts: Sequence[str], *, policy: str, fusion: str, seed: int
+    arm: Arm,
+    texts: Sequence[str],
+    *,
+    policy: str,
+    fusion: str,
+    wiring: Wiring,
+    seed: int,
 ) -> ScanNetModel:
     """Make a model with a policy's towers, frozen, and its prior; projector and fusion are new.
 
@@ -35,14 +51,17 @@ def new_scannet(
         texts: What the tokenizer is trained on.
         policy: See `nano_scannet`.
         fusion: Rule of the arms that have a prior.
+        wiring: Of all arms but ``coded``; see `arms`.
         seed: Of all new weights; what arms have in common starts equal.
     """
     config = scannet_config()
     # Made with a prior in every arm, so that equal draws make equal weights.
     model = nano_scannet(texts, config=config, policy=policy, seed=seed)
     vision = dataclasses.replace(config.vision, fusion=_fusion(arm, fusion))
-    code_on = "all" if arm.is_coded else "objects"
-    model.config = dataclasses.replace(config, vision=vision, code_on=code_on)
+    code_on, objects_from = _WIRINGS["coded" if arm.is_coded else wiring]
+    model.config = dataclasses.replace(
+        config, vision=vision, code_on=code_on, objects_from=objects_from
+    )
     with torch.random.fork_rng(devices=[]):
         # What the policy learnt of its own prior would favour that prior over what stands in for it.
         torch.manual_seed(seed)
@@ -66,18 +85,20 @@ def new_vsi(arm: Arm, texts: Sequence[str], *, policy: str, fusion: str, seed: i
 
 
 @torch.no_grad()
-def match_scales(model: ScanNetModel, frames: Tensor) -> None:
-    """Scale the towers' projector so that its tokens are as large as the position code, rms 0.7.
+def match_scales(model: ScanNetModel | VsiModel, frames: Tensor) -> None:
+    """Bring words, visual tokens and position code to one scale, that of the code: rms 0.7.
 
-    A policy's projector gives tokens of rms 5, beside which the places of boxes would drown: object
-    features are the sum of both.
+    A policy's projector gives tokens of rms 5, beside which the places of boxes would drown; new word
+    embeddings have 0.05 and would drown in what the first layer adds to them.
 
     Args:
-        model: Of `new_scannet`.
-        frames: (v, 3, h, w) uint8 of training scenes.
+        model: New.
+        frames: (v, 3, h, w) uint8 of training scenes; only a `ScanNetModel` looks at them.
     """
+    words = model.backbone.get_input_embeddings().weight
+    words.mul_(math.sqrt(0.5) / words.square().mean().sqrt())
     branch = model.branch
-    if not isinstance(branch, VisionStream):
+    if not isinstance(model, ScanNetModel) or not isinstance(branch, VisionStream):
         return
     size = model.semantic_tokens(frames)[0].square().mean().sqrt()
     last = branch.semantic_projector.fc3

@@ -155,9 +155,11 @@ def build(head: Head, arm: Arm, config: SceneTrainConfig, corpus: Corpus) -> Any
     """Return the untrained model of an arm."""
     cases = corpus.asked(corpus.train, config.tasks_of(head))
     texts = words(case for some in cases.values() for case in some)
-    if head == "vsi":
-        return new_vsi(arm, texts, policy=config.policy, fusion=config.fusion, seed=config.seed)
-    model = new_scannet(arm, texts, policy=config.policy, fusion=config.fusion, seed=config.seed)
+    how: dict[str, Any] = {"policy": config.policy, "fusion": config.fusion, "seed": config.seed}
+    if head == "scannet":
+        model = new_scannet(arm, texts, wiring=config.wiring, **how)
+    else:
+        model = new_vsi(arm, texts, **how)
     match_scales(model, torch.cat([room.seen.pixels for room in corpus.train[:4]]))
     return model
 

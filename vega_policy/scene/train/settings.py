@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vega_policy.scene.train.arms import ARMS
+from vega_policy.scene.train.arms import ARMS, Wiring
 from vega_policy.scene.train.cases import TASKS, Task
 from vega_policy.spec import ContractError
 from vega_policy.spec.names import nearest
@@ -64,6 +64,8 @@ class SceneTrainConfig:
     """Policy whose towers and prior the heads take; see `nano_scannet`."""
     fusion: str = "token_gate_normed"
     """Rule of the arms that have features; the default is that of the released ScanNet code."""
+    wiring: Wiring = "fused"
+    """See `arms`."""
     tasks: tuple[str, ...] = TASKS
     data: DataConfig = field(default_factory=DataConfig)
     scannet: StudyConfig = field(
@@ -74,7 +76,7 @@ class SceneTrainConfig:
     vsi: StudyConfig = field(
         default_factory=lambda: StudyConfig(arms=("full", "no_prior", "no_vision"), steps=300)
     )
-    peak: float = 1e-3
+    peak: float = 5e-4
     """Learning rate after the warm-up."""
     warmup_steps: int = 50
     clip_norm: float = 1.0
