@@ -88,7 +88,7 @@ def demonstrate(
         EnvFault: The physics became unstable, or no placement is whole.
     """
     rng = np.random.default_rng(seed)
-    observation = _reset_to_whole_scene(env, seed=seed)
+    observation, reset_index = _reset_to_whole_scene(env, seed=seed)
     distance = evaluation_distance(env)
     if distance < _MIN_EVALUATION_DISTANCE:
         raise ContractError(
@@ -128,6 +128,7 @@ def demonstrate(
         return Attempt(outcome="success", demo=None, n_steps=n_success)
     attributes = {
         "seed": seed,
+        "reset_index": reset_index,
         "suite": env.task.suite,
         "task_id": env.task.task_id,
         "start": "learner" if n_learner_steps else first or "sampled",
@@ -142,8 +143,8 @@ def demonstrate(
     return Attempt(outcome="success", demo=demo, n_steps=n_success)
 
 
-def _reset_to_whole_scene(env: LiberoEnv, *, seed: int) -> dict[str, Any]:
-    """Draw placements until nothing is thrown aside.
+def _reset_to_whole_scene(env: LiberoEnv, *, seed: int) -> tuple[dict[str, Any], int]:
+    """Draw placements until nothing is thrown aside; return the observation and which it was.
 
     LIBERO's sampler may set a bowl into a plate; the contact then shoots it off the table. No
     evaluation initial state is like that.
@@ -153,7 +154,7 @@ def _reset_to_whole_scene(env: LiberoEnv, *, seed: int) -> dict[str, Any]:
             seed=seed, options={"init_state": "sampled", "reset_index": index}
         )
         if largest_slip(env) < _MAX_SLIP_M:
-            return observation
+            return observation, index
     raise EnvFault(
         f"{_MAX_DRAWS} placements of {env.task.name} with seed {seed} each throw something aside; "
         "take another seed"
