@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vega_policy.scene.train.features import FeatureBank
     from vega_policy.scene.train.rooms import Room
 
-MAX_NEW_TOKENS: dict[Task, int] = {"scan2cap": 48, "scanqa": 16, "sqa3d": 16, "vsi_bench": 16}
+MAX_NEW_TOKENS: dict[str, int] = {"scan2cap": 48, "scanqa": 16, "sqa3d": 16, "vsi_bench": 16}
 """Longer than any answer of the generated questions."""
 
 
@@ -62,24 +62,38 @@ def answer_all(
                 some = [case for case in asked if case.task == task]
                 if not some:
                     continue
-                rows.setdefault(task, []).extend(_answer(model, tokens, room, some))
+                rows.setdefault(task, []).extend(answer(model, tokens, room.boxes, some))
             progress.update(1)
     return rows
 
 
-def _answer(
-    model: SceneModel, tokens: Any, room: Room, cases: Sequence[Case]
+def answer(
+    model: SceneModel,
+    tokens: Any,
+    boxes: Tensor,
+    cases: Sequence[Case],
+    *,
+    limits: Mapping[str, int] = MAX_NEW_TOKENS,
 ) -> list[dict[str, Any]]:
-    """Answer questions of one task about one room."""
+    """Answer questions of one task about one scene.
+
+    Args:
+        model: A scene model.
+        tokens: Of one scene.
+        boxes: (o, 6) proposals.
+        cases: Questions.
+        limits: New tokens by task.
+
+    Returns:
+        Rows of a prediction file.
+    """
     prompts = [case.prompt for case in cases]
     if cases[0].is_grounding and isinstance(model, ScanNetModel):
         read = read_texts(model, tokens, prompts, answers=[GROUND] * len(cases))
-        scores = ground_scores(model, tokens, room.boxes, read)
-        return [_boxes_row(c, s, room.boxes) for c, s in zip(cases, scores, strict=True)]
+        scores = ground_scores(model, tokens, boxes, read)
+        return [_boxes_row(c, s, boxes) for c, s in zip(cases, scores, strict=True)]
     texts = answers_to(
-        *(model, tokens, prompts),
-        coords=places(cases),
-        max_new_tokens=MAX_NEW_TOKENS[cases[0].task],
+        *(model, tokens, prompts), coords=places(cases), max_new_tokens=limits[cases[0].task]
     )
     return [{**name_of(case.row), "text": text} for case, text in zip(cases, texts, strict=True)]
 

@@ -173,7 +173,7 @@ def bank_of(model: Any, rooms: Sequence[Room], config: SceneTrainConfig) -> Feat
 def made_with(job: Job, config: SceneTrainConfig, corpus: Corpus) -> dict[str, Any]:
     """Return what an arm's answers depend on, as JSON values."""
     settings = config.to_dict()
-    free = {"out", "workers", "scannet", "vsi", "feature_store", "data", "tasks"}
+    free = {"out", "workers", "scannet", "vsi", "feature_store", "data", "tasks", "published"}
     kept = {k: v for k, v in settings.items() if k not in free and k[-2:] != "_s"}
     study = {k: v for k, v in settings[job.head].items() if k != "arms"}
     digest = hashlib.sha256()

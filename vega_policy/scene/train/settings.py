@@ -53,6 +53,30 @@ class StudyConfig:
 
 
 @dataclass(frozen=True)
+class PublishedConfig:
+    """Where trained models of full size and real data lie; empty: the nano heads are trained instead."""
+
+    scannet_model: str = ""
+    """Directory of a trained `ScanNetModel`, as ``save_pretrained`` writes it."""
+    vsi_model: str = ""
+    """The same of a `VsiModel`."""
+    scans: str = ""
+    """ScanNet's root."""
+    annotations: str = ""
+    """Folder of the released annotation files; see `readers.folder`."""
+    proposals: str = ""
+    """Mask3D proposals."""
+    videos: str = ""
+    """VSI-Bench's videos, ``<videos>/<dataset>/<scene>.mp4``."""
+    n_frames: int = 32
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether anything is named."""
+        return any(v for k, v in dataclasses.asdict(self).items() if k != "n_frames")
+
+
+@dataclass(frozen=True)
 class SceneTrainConfig:
     """One run: every arm is trained, answers the held-out questions, and is scored."""
 
@@ -76,6 +100,7 @@ class SceneTrainConfig:
     vsi: StudyConfig = field(
         default_factory=lambda: StudyConfig(arms=("full", "no_prior", "no_vision"), steps=300)
     )
+    published: PublishedConfig = field(default_factory=PublishedConfig)
     peak: float = 5e-4
     """Learning rate after the warm-up."""
     warmup_steps: int = 50

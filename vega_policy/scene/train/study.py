@@ -10,6 +10,7 @@ from vega_policy.scene.train.cases import case_of
 from vega_policy.scene.train.clustered import clustered_mean
 from vega_policy.scene.train.contrasts import compare
 from vega_policy.scene.train.page import CAVEAT, draw_chart, write_page
+from vega_policy.scene.train.published import evaluate_published
 from vega_policy.scene.train.runs import DONE, Job, jobs_of, load_corpus, run_all
 from vega_policy.scene.train.scoring import HEADLINE, chance, question_scores, score, with_boxes
 from vega_policy.spec.files import write_atomic
@@ -37,6 +38,8 @@ def train_scene(config: SceneTrainConfig) -> dict[str, Any]:
     Raises:
         ContractError: Data is missing or does not fit, or the folder holds other settings.
     """
+    if config.published.is_asked:
+        return evaluate_published(config)
     corpus = load_corpus(config)
     run_all(config, corpus)
     rooms = {room.scene_id: room for room in corpus.held_out}
