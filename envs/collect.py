@@ -16,13 +16,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from envs.expert import require_skills
+from envs.expert.measure import TaskScore, demonstration_seed, read_trials, score
 from envs.suites import Task, get_task, parse_problem, tasks
 from vega_policy.data.progress import Progress
 from vega_policy.spec import ContractError, EnvFault
-from vega_policy.spec.episode import EpisodeKey
 from vega_policy.spec.files import write_atomic
 from vega_policy.spec.processes import end_with_parent, worker_environment
 
@@ -261,53 +262,71 @@ def collect_task(settings: CollectSettings, task_id: int) -> None:
         )
 
 
-def measure(settings: CollectSettings, *, n: int) -> tuple[TaskCount, ...]:
-    """Count how often the expert solves freshly sampled scenes; nothing is rendered or written.
+def measure(
+    settings: CollectSettings, *, n: int, start: str = "sampled", trials: Path | None = None
+) -> list[TaskScore]:
+    """Count how often the expert solves freshly sampled scenes; nothing is rendered.
 
     Args:
         settings: Suite, tasks, seed, disturbances and workers.
         n: Scenes per task.
+        start: What happens before the expert's turn, one of `envs.expert.measure.STARTS`.
+        trials: Keeps every scene's outcome; what is there is not played again. None: nothing is kept.
     """
     chosen = _check(settings)
     os.environ.update(worker_environment(os.environ))
     context = multiprocessing.get_context("spawn")
-    counts = []
     with (
+        TemporaryDirectory() as folder,
         Progress(len(chosen), what="expert", unit="tasks") as progress,
         ProcessPoolExecutor(settings.workers, mp_context=context, max_tasks_per_child=1) as pool,
     ):
-        for future in [pool.submit(measure_task, settings, t.task_id, n) for t in chosen]:
-            counts.append(future.result())
+        path = trials or Path(folder) / "trials.jsonl"
+        read_trials(path)  # a wrong file is refused before anything runs
+        for future in [
+            pool.submit(measure_task, settings, t.task_id, n, start, path) for t in chosen
+        ]:
+            future.result()
             progress.update(1)
-    return tuple(counts)
+        wanted = {_key(settings, t.task_id, k, start) for t in chosen for k in range(n)}
+        return score(trial for trial in read_trials(path) if trial.key in wanted)
 
 
-def measure_task(settings: CollectSettings, task_id: int, n: int) -> TaskCount:
-    """Measure one task in this process."""
-    from envs.expert.demonstrate import Disturbances, demonstrate
+def measure_task(settings: CollectSettings, task_id: int, n: int, start: str, trials: Path) -> None:
+    """Measure one task in this process, adding to a file of trials."""
+    from envs.expert.measure import append_trial, run_trials
     from envs.libero import LiberoEnv
 
     _end_with_main_process()
-    env = LiberoEnv(suite=settings.suite, task_id=task_id, render=False)
-    disturbances = Disturbances(probability=settings.disturbed)
-    attempts = [
-        demonstrate(env, seed=_seed(settings, task_id, k), disturbances=disturbances)
-        for k in range(n)
-    ]
-    env.close()
-    steps = [a.n_steps for a in attempts if a.outcome == "success"]
-    return TaskCount(
-        task_id=task_id,
-        name=env.task.name,
-        attempts=n,
-        successes=len(steps),
-        mean_steps=float(sum(steps) / max(len(steps), 1)),
+    known = {trial.key for trial in read_trials(trials)}
+    ks = [k for k in range(n) if _key(settings, task_id, k, start) not in known]
+    if not ks:
+        return
+    is_driven = start == "learner"
+    env = LiberoEnv(
+        suite=settings.suite, task_id=task_id, render=is_driven, camera_px=settings.camera_px
     )
+    run_trials(
+        env,
+        ks=ks,
+        seed=settings.seed,
+        disturbed=settings.disturbed,
+        start=start,
+        learner=_load_learner(settings.checkpoint if is_driven else None, suite=settings.suite),
+        max_learner_chunks=settings.max_learner_chunks,
+        record=lambda trial: append_trial(trials, trial),
+    )
+    env.close()
+
+
+def _key(
+    settings: CollectSettings, task_id: int, k: int, start: str
+) -> tuple[str, int, str, float, int]:
+    return settings.suite, task_id, start, settings.disturbed, _seed(settings, task_id, k)
 
 
 def _seed(settings: CollectSettings, task_id: int, k: int) -> int:
-    key = EpisodeKey(settings.suite, task_id, k, perturbation="demo", seed=settings.seed)
-    return key.digest() % 2**31
+    return demonstration_seed(suite=settings.suite, task_id=task_id, k=k, seed=settings.seed)
 
 
 def _end_with_main_process() -> None:

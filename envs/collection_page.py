@@ -23,6 +23,7 @@ _PLOTS = """
 .frame { fill: none; stroke: var(--line); }
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 td, th { padding: 5px 8px; text-align: right; border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
 .wide { overflow-x: auto; margin-top: 14px; }
 """
@@ -43,9 +44,7 @@ def page(suite: str, reports: Sequence[TaskReport]) -> str:
         )
         + f"; the nearest is {1e3 * closest:.1f} mm away (the object that differs most)."
     )
-    cards = "".join(
-        _card(report, found) for report, found in zip(reports, numbers, strict=True)
-    )
+    cards = "".join(_card(report, found) for report, found in zip(reports, numbers, strict=True))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(suite)}: '
         f"demonstrations</title><style>{STYLE}{_PLOTS}</style></head><body><main>"
@@ -81,7 +80,7 @@ def _cells(n: dict[str, Any]) -> list[str]:
     )
     own = n["nearest_other_m"]
     return [
-        f"{n['task_id']} {escape(n['name'])}",
+        f"{n['task_id']} {escape(n['name'].replace('_', ' '))}",
         str(n["demonstrations"]),
         solved,
         f"{n['length_min']} / {n['length_median']:.0f} / {n['length_max']}",

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.suites import Task, init_states, parse_problem, tasks
 from vega_policy.rollout.statistics import wilson
@@ -17,8 +17,7 @@ from vega_policy.spec import ContractError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
+    from pathlib import Path
 
 _RATE_HZ = 20.0
 _ROBOT = 9

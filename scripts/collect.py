@@ -2,18 +2,21 @@
 
 python scripts/collect.py suite=libero_object collect.demos_per_task=50 data_dir=data/object
 python scripts/collect.py collect.measure=20 collect.disturbed=0.0      # only count successes
+python scripts/collect.py collect.measure=20 collect.trials=runs/expert.jsonl collect.start=dropped
 python scripts/collect.py collect.checkpoint=runs/mine/policy data_dir=data/object-round2  # DAgger
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra_cli import run
 
 from envs.collect import CollectSettings, TaskCount, collect, measure
+from envs.expert.measure import STARTS, markdown
 from vega_policy.rollout.statistics import wilson
 from vega_policy.spec import ContractError
 
@@ -39,14 +42,34 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     )
     if chosen["measure"] < 0:
         raise ContractError(f"collect.measure is {chosen['measure']}, expected 0 or more scenes")
-    counts = (
-        measure(settings, n=chosen["measure"]) if chosen["measure"] else collect(settings).counts
-    )
+    if chosen["measure"]:
+        return _measure(settings, chosen)
+    counts = collect(settings).counts
     print(table(counts), flush=True)
     return {
         "episodes": sum(c.attempts for c in counts),
         "successes": sum(c.successes for c in counts),
-        "data_dir": None if chosen["measure"] else str(settings.data_dir),
+        "data_dir": str(settings.data_dir),
+    }
+
+
+def _measure(settings: CollectSettings, chosen: dict[str, Any]) -> dict[str, Any]:
+    start = chosen["start"]
+    if start not in STARTS:
+        raise ContractError(f"collect.start is {start!r}, expected one of {', '.join(STARTS)}")
+    if (start == "learner") != (settings.checkpoint is not None):
+        raise ContractError(
+            f"collect.start is {start!r} and collect.checkpoint {settings.checkpoint!r}; "
+            "a learner drives with collect.start=learner and its checkpoint, else neither"
+        )
+    trials = None if chosen["trials"] is None else Path(chosen["trials"])
+    scores = measure(settings, n=chosen["measure"], start=start, trials=trials)
+    print(markdown(scores), flush=True)
+    return {
+        "episodes": sum(s.n for s in scores),
+        "successes": sum(s.successes for s in scores),
+        "data_dir": None,
+        "tasks": [asdict(score) for score in scores],
     }
 
 

@@ -41,6 +41,8 @@ class Hand:
                 ("gripper0_finger2_collision", "gripper0_finger2_pad_collision"),
             )
         ]
+        self._elbow = model.joint("robot0_joint4")
+        self._base = model.body("robot0_link0").id
         self._left = model.body("gripper0_leftfinger").id
         self._right = model.body("gripper0_rightfinger").id
         axis = self.rotation.T @ (self._data.xpos[self._left] - self._data.xpos[self._right])
@@ -66,6 +68,18 @@ class Hand:
         """Horizontal direction in which the fingers close at rest, radians."""
         axis = DOWN @ self._closing_axis
         return float(np.arctan2(axis[1], axis[0]))
+
+    @property
+    def elbow_room(self) -> float:
+        """Radians the elbow is bent; near 0 the arm is straight and hardly obeys commands."""
+        return float(self._elbow.range[1] - self._data.qpos[int(self._elbow.qposadr[0])])
+
+    @property
+    def outward(self) -> NDArray[np.float64]:
+        """(3,) horizontal direction from the robot's base to the hand."""
+        way = self.position - self._data.xpos[self._base]
+        way[2] = 0.0
+        return way / max(float(np.linalg.norm(way)), 1e-6)
 
     @property
     def command_so_far(self) -> float:

@@ -27,6 +27,7 @@ Actions = Generator[NDArray[np.float64], None, None]
 Pose = tuple[NDArray[np.float64], NDArray[np.float64]]
 _UP = np.array([0.0, 0.0, 1.0])
 _STALLED_STEPS = 14
+_STRAIGHT_RAD, _BENT_RAD = 0.08, 0.35
 _PUSHED_M = 0.02
 """A distance that grows by this much begins anew: the arm was pushed, it is not stuck."""
 
@@ -69,6 +70,8 @@ class Skills:
         travel = over + 0.045
         watch = _Progress()
         for _ in range(limit):
+            if hand.elbow_room < _STRAIGHT_RAD:
+                yield from self.bend_elbow(grip=grip)
             target, rotation = pose()
             approach = rotation[:, 2]
             error = target - hand.position
@@ -111,6 +114,19 @@ class Skills:
             if (left < tolerance and twist < 0.15) or watch.is_stuck(left + 0.1 * twist):
                 return
             yield self.hand.command(error, rotation=rotation, grip=grip, speed=speed)
+
+    def bend_elbow(self, *, grip: float, limit: int = 20) -> Actions:
+        """Bend a straight arm: back towards the base while the fingers tip outward.
+
+        A straight elbow is a singularity: neither a pull nor a turn alone gets out of it.
+        """
+        for _ in range(limit):
+            if self.hand.elbow_room > _BENT_RAD:
+                return
+            outward = self.hand.outward
+            action = self.hand.command(-0.1 * outward, grip=grip)
+            action[3:6] = 0.7 * np.cross(_UP, outward)
+            yield action
 
     def close_fingers(
         self, *, geoms: NDArray[np.bool_] | None = None, rotation: NDArray[Any] | None = None

@@ -71,14 +71,14 @@ def _drop(simulation: Any, rng: np.random.Generator) -> int:
 
 def _knock(simulation: Any, rng: np.random.Generator) -> int:
     for thing in _goal_things(GoalExpert(simulation)):
-        _lay_over(simulation, thing, rng)
+        lay_over(simulation, thing, rng)
     still = np.r_[np.zeros(6), OPEN]
     for _ in range(_SETTLE_STEPS):
         simulation.step(still)
     return _SETTLE_STEPS
 
 
-def _lay_over(simulation: Any, thing: Thing, rng: np.random.Generator) -> None:
+def lay_over(simulation: Any, thing: Thing, rng: np.random.Generator) -> None:
     """Turn a thing onto its side where it stands, a little above its support, and let it fall."""
     import mujoco
 
