@@ -219,7 +219,8 @@ def _read(ref: Any, *, n_objects: int) -> Recorded:
                 f"{ref.file}, {ref.name}, holds no simulator states, so its start is unknown; the "
                 "report is for demonstrations of scripts/collect.py or the published files"
             )
-        first = np.asarray(group["states"][0], dtype=np.float64)
+        states: Any = group["states"]
+        first = np.asarray(states[0], dtype=np.float64)
     place = low["proprio"][:, :3].astype(np.float64)
     speed = np.linalg.norm(np.diff(place, axis=0), axis=1) * _RATE_HZ
     return Recorded(

@@ -82,6 +82,8 @@ def lay_over(simulation: Any, thing: Thing, rng: np.random.Generator) -> None:
     """Turn a thing onto its side where it stands, a little above its support, and let it fall."""
     import mujoco
 
+    mj: Any = mujoco
+
     model, data = simulation.model, simulation.data
     joint = int(model.body_jntadr[thing.root])
     start = int(model.jnt_qposadr[joint])
@@ -90,11 +92,11 @@ def lay_over(simulation: Any, thing: Thing, rng: np.random.Generator) -> None:
     axis = np.array([np.cos(angle), np.sin(angle), 0.0])
     turned = about(axis, float(rng.uniform(1.0, 1.7))) @ thing.rotation
     quaternion = np.zeros(4)
-    mujoco.mju_mat2Quat(quaternion, turned.ravel())
+    mj.mju_mat2Quat(quaternion, turned.ravel())
     data.qpos[start + 3 : start + 7] = quaternion
-    mujoco.mj_forward(getattr(model, "_model", model), getattr(data, "_data", data))
+    mj.mj_forward(getattr(model, "_model", model), getattr(data, "_data", data))
     data.qpos[start + 2] += low + 0.01 - thing.bottom
-    mujoco.mj_forward(getattr(model, "_model", model), getattr(data, "_data", data))
+    mj.mj_forward(getattr(model, "_model", model), getattr(data, "_data", data))
 
 
 def _wander(simulation: Any, rng: np.random.Generator) -> int:
