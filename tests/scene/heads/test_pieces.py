@@ -10,7 +10,12 @@ from vega_policy.scene.heads import prompts
 from vega_policy.scene.heads.config import CodeConfig, ScanNetConfig, from_dict, to_dict
 from vega_policy.scene.heads.grounding import GroundingHead, info_nce, select_many, select_one
 from vega_policy.scene.heads.inputs import scene_inputs, video_inputs
-from vega_policy.scene.heads.object_features import object_means, patch_points, patches_of_boxes
+from vega_policy.scene.heads.object_features import (
+    object_means,
+    patch_points,
+    patches_of_boxes,
+    shares_of_boxes,
+)
 from vega_policy.scene.heads.position_code import cell_points, position_code
 from vega_policy.scene.heads.presets import scannet_config, vsi_config
 from vega_policy.scene.scan import Frame, Scan
@@ -92,6 +97,7 @@ def test_patches_of_boxes_are_those_of_the_slow_count():
             for p, c in zip(points[v, m], counts[v, m], strict=True)
         )
         assert found[n, v, m] == (inside >= 8)
+        assert shares_of_boxes(points, counts, boxes)[n, v, m] == inside / 16
     assert 0 < found.sum() < found.numel()
 
 
@@ -100,6 +106,14 @@ def test_objects_are_means_over_views_and_zero_where_nothing_is_seen():
     belongs = torch.zeros(2, 2, 3, dtype=torch.bool)
     belongs[0, 0, 1] = belongs[0, 1, 2] = True
     assert object_means(tokens, belongs).tolist() == [[6.0, 7.0], [0.0, 0.0]]
+
+
+def test_objects_smaller_than_a_patch_have_a_mean_by_shares():
+    tokens = torch.arange(12.0).view(2, 3, 2)
+    shares = torch.zeros(2, 2, 3)
+    shares[0, 0, 1], shares[0, 1, 2] = 0.1, 0.3
+    assert torch.allclose(object_means(tokens, shares)[0], (tokens[0, 1] + 3 * tokens[1, 2]) / 4)
+    assert not object_means(tokens, shares)[1].any()
 
 
 def test_info_nce_on_an_example_by_hand():

@@ -45,6 +45,18 @@ def model():
     return nano_scannet(TEXTS)
 
 
+def test_a_new_model_hears_the_text_among_the_visual_tokens(model):
+    texts = [prompts.scanrefer(f"the {word} chair") for word in ("red", "left", "big", "far")]
+    tokens = model.encode([scene(4)]).take([0] * len(texts))
+    asked = model.ask(tokens, texts, answers=[prompts.GROUND] * len(texts))
+    with torch.no_grad():
+        states = model.read(asked)[asked.labels == model.token_id(prompts.GROUND)]
+    states = torch.nn.functional.normalize(states, dim=-1)
+    others = ~torch.eye(len(texts), dtype=torch.bool)
+    # With usual first weights this is 1e-4, and nothing is learnt for a thousand updates.
+    assert float((1 - states @ states.T)[others].mean()) > 0.01
+
+
 def with_fusion(name, **settings):
     config = scannet_config()
     vision = dataclasses.replace(config.vision, fusion=FusionConfig(name=name, **settings))

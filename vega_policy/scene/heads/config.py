@@ -49,6 +49,10 @@ class ScanNetConfig:
     objects_from: Literal["semantic", "fused"] = "semantic"
     """Tokens that objects are the mean of. ``semantic``: before fusion, as published, so that the prior
     reaches objects only through the language model. ``fused``: after it (``towers=policy`` only)."""
+    patches: Literal["half", "share"] = "half"
+    """Patches an object is the mean of. ``half``: those with at least half of their points in its box,
+    as published. ``share``: every one, weighted by the share of its points: a nano patch is an eighth of
+    the image, and half of the objects of a room fill none."""
     chat: Chat = "plain"
     """Words around prompt and answer: Qwen's, or next to none."""
 

@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 
 Align = Literal["aligned", "upstream"]
 
+SHARPNESS = 6.0
+"""How much larger the first queries and keys of a nano language model are than usual.
+
+Usual ones attend almost evenly, and twenty words among three hundred visual tokens are lost in the mean:
+the states at ``<ground>`` of different texts differ by 1e-4 of a cosine, and training finds no way out in
+its first thousand updates. With 6 they differ by 0.3."""
+
 CHECKPOINT = "nano-libero-object"
 """Policy that comes with the package; nano scene models take its towers and its prior."""
 
@@ -73,7 +80,7 @@ def scannet_config(
         towers: See `ScanNetConfig`; None is the preset's own.
     """
     if preset == "nano":
-        config = ScanNetConfig()
+        config = ScanNetConfig(patches="share")
     else:
         config = ScanNetConfig(
             towers="backbone",
@@ -193,6 +200,7 @@ def nano_scannet(
             tokenizer=tokenizer,
             prior=prior,
         )
+    _sharpen(model)
     if folder is not None and isinstance(model.branch, VisionStream):
         _take_stream(model.branch, folder)
     return model.eval()
@@ -296,12 +304,22 @@ def nano_vsi(
         if config.vision.fusion.uses_prior:
             path = None if policy is None else policy_folder(policy) / "prior"
             prior = build_prior(config.vision.prior, path=path, seed=seed)
-        return VsiModel(
+        model = VsiModel(
             config,
             backbone=Qwen2_5_VLForConditionalGeneration(vsi_backbone(vocab_size=len(tokenizer))),
             tokenizer=tokenizer,
             prior=prior,
-        ).eval()
+        )
+    _sharpen(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def _sharpen(model: ScanNetModel | VsiModel) -> None:
+    """Let a new language model attend to something; see `SHARPNESS`."""
+    for layer in model.backbone.model.language_model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            projection.weight.mul_(SHARPNESS)
 
 
 def open_scannet(

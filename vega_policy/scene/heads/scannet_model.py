@@ -23,7 +23,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from vega_policy.scene.heads.checkpoint import load_parts, save_parts
 from vega_policy.scene.heads.config import ScanNetConfig
 from vega_policy.scene.heads.grounding import GroundingHead, info_nce
-from vega_policy.scene.heads.object_features import object_means, patch_points, patches_of_boxes
+from vega_policy.scene.heads.object_features import (
+    object_means,
+    patch_points,
+    patches_of_boxes,
+    shares_of_boxes,
+)
 from vega_policy.scene.heads.position_code import cell_points, position_code
 from vega_policy.scene.heads.prompts import COORD, GROUND, IMAGE
 from vega_policy.scene.heads.scene_model import SceneModel
@@ -270,7 +275,8 @@ class ScanNetModel(SceneModel):
                 "with depth, or ask for text only"
             )
         boxes = torch.as_tensor(boxes, dtype=torch.float32, device=points.device).reshape(-1, 6)
-        means = object_means(tokens.semantic[index], patches_of_boxes(points, counts, boxes))
+        find = patches_of_boxes if self.config.patches == "half" else shares_of_boxes
+        means = object_means(tokens.semantic[index], find(points, counts, boxes))
         return means if self.config.code_on == "none" else means + self.code(boxes[:, :3]).to(means)
 
     def code(self, points: Tensor) -> Tensor:

@@ -86,17 +86,14 @@ def new_vsi(arm: Arm, texts: Sequence[str], *, policy: str, fusion: str, seed: i
 
 @torch.no_grad()
 def match_scales(model: ScanNetModel | VsiModel, frames: Tensor) -> None:
-    """Bring words, visual tokens and position code to one scale, that of the code: rms 0.7.
+    """Bring visual tokens to the scale of the position code, rms 0.7.
 
-    A policy's projector gives tokens of rms 5, beside which the places of boxes would drown; new word
-    embeddings have 0.05 and would drown in what the first layer adds to them.
+    A policy's projector gives tokens of rms 5, beside which the places of boxes would drown.
 
     Args:
         model: New.
         frames: (v, 3, h, w) uint8 of training scenes; only a `ScanNetModel` looks at them.
     """
-    words = model.backbone.get_input_embeddings().weight
-    words.mul_(math.sqrt(0.5) / words.square().mean().sqrt())
     branch = model.branch
     if not isinstance(model, ScanNetModel) or not isinstance(branch, VisionStream):
         return
