@@ -11,7 +11,7 @@ EvolvingLMMs-Lab/lmms-eval at 75571cf. Inputs are drawn with fixed seeds and sto
 that the tests need none of this. Single functions are taken out of the checkouts, whose imports are heavy.
 """
 
-# ruff: noqa: S102, S311
+# ruff: noqa: RUF001, S102, S311
 import argparse
 import ast
 import json
@@ -97,7 +97,7 @@ def sentence(rng, n):
 
 def box(rng, at=None):
     if at is not None and rng.random() < 0.7:
-        moved = [v + rng.uniform(-0.25, 0.25) * s for v, s in zip(at[:3], at[3:])]
+        moved = [v + rng.uniform(-0.25, 0.25) * s for v, s in zip(at[:3], at[3:], strict=True)]
         return [round(v, 3) for v in (*moved, *(s * rng.uniform(0.7, 1.3) for s in at[3:]))]
     centre = [rng.uniform(-3, 3) for _ in range(3)]
     return [round(v, 3) for v in (*centre, *(rng.uniform(0.2, 2) for _ in range(3)))]

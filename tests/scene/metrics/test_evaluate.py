@@ -201,7 +201,7 @@ def test_errors_say_what_to_do(folder):
     said, asked = folder / "said" / "scanqa.json", folder / "scanqa.json"
     with pytest.raises(ContractError, match="did you mean 'scanqa'"):
         evaluate("scan_qa", said, asked)
-    with pytest.raises(ContractError, match="parser .of vsi_bench"):
+    with pytest.raises(ContractError, match=r"parser .of vsi_bench"):
         evaluate("scanqa", said, asked, EvaluationSettings(parser="original"))
     with pytest.raises(ContractError, match="predictions="):
         evaluate("scanqa", folder / "nothing.json", asked)

@@ -222,7 +222,7 @@ def test_unique_is_counted_over_annotated_objects_of_the_whole_split(tmp_path):
     assert unique_descriptions(part, by="nyu40", classes=classes).tolist() == [True]  # the trap
     whole = unique_descriptions(part, by="nyu40", classes=classes, split=rows)
     assert whole.tolist() == [False]
-    with pytest.raises(ContractError, match="combined.tsv"):
+    with pytest.raises(ContractError, match=r"combined\.tsv"):
         unique_descriptions(rows, by="nyu40")
 
 
