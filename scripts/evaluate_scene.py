@@ -63,7 +63,9 @@ def _saved(found: Evaluation, out: Path) -> dict[str, Any]:
     write_atomic(out / "scores.json", json.dumps(result, indent=1) + "\n")
     rows = "".join(json.dumps(row) + "\n" for row in found.rows())
     write_atomic(out / "questions.jsonl", rows)
-    return {**result, "out": str(out)}
+    # The file lists every id, the printed line shows what kind of ids they are.
+    shown = [{**problem, "ids": problem["ids"][:5]} for problem in result["problems"]]
+    return {**result, "problems": shown, "out": str(out)}
 
 
 def _files(folder: Path) -> dict[str, Path]:
