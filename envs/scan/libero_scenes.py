@@ -27,6 +27,7 @@ _NAMES = {
     "flat stove": ("stove", ""),
     "white yellow mug": ("mug", ""),
     "porcelain mug": ("mug", "white"),
+    "red coffee mug": ("mug", "red"),
     "wooden two layer shelf": ("shelf", "brown"),
     "desk caddy": ("caddy", ""),
     "short fridge": ("refrigerator", ""),
@@ -116,7 +117,7 @@ class TableTop:
 def label_of(name: str) -> tuple[str, str]:
     """Return the class and the colour word, or an empty one, of a LIBERO object's name.
 
-    ``red_coffee_mug_1`` is a red coffee mug; two colour words in a name count as none.
+    ``white_cabinet_1`` is a white cabinet; two colour words in a name count as none.
     """
     words = re.sub(r"_\d+$", "", name).replace("_", " ")
     if words in _NAMES:

@@ -55,7 +55,8 @@ def test_tasks_are_there():
     ("name", "label", "colour"),
     [
         ("akita_black_bowl_2", "bowl", "black"),
-        ("red_coffee_mug_1", "coffee mug", "red"),
+        ("red_coffee_mug_1", "mug", "red"),
+        ("white_cabinet_1", "cabinet", "white"),
         ("white_yellow_mug_1", "mug", ""),
         ("orange_juice_1", "orange juice", ""),
         ("plate_1", "plate", ""),
