@@ -15,6 +15,7 @@ from typing import Any
 
 from hydra_cli import run
 
+from envs.scan.ask import write_questions
 from envs.scan.check import check_scan, summary
 from envs.scan.export import ScanSettings, export_scans, to_check
 from vega_policy.spec import ContractError
@@ -46,9 +47,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began_s, 1),
     }
     if config["questions"]:
-        from envs.scan.ask import write_questions
-
-        result["questions"] = write_questions(settings.out, scenes, seed=settings.seed)
+        result["questions"] = write_questions(settings, scenes)
     if chosen := to_check(scenes, n=config["check"]):
         checked = summary(check_scan(settings.out, scene) for scene in chosen)
         print(*(f"{name:>18}  {value}" for name, value in checked.items()), sep="\n", flush=True)

@@ -342,3 +342,17 @@ def test_scan_without_masks_or_depth_cannot_be_checked(copy):
     )
     with pytest.raises(ContractError, match="no depth"):
         check_scan(copy, SCENE)
+
+
+def test_questions_about_a_scan_are_read_by_the_public_readers(copy):
+    from envs.scan.ask import write_questions
+    from vega_policy.scene.readers.folder import read_annotations
+
+    settings = ScanSettings(kind="rooms", out=copy, n=1)
+    counts = write_questions(settings, [SCENE])
+    assert min(counts.values()) > 0
+    for task, n in counts.items():
+        rows = read_annotations(copy / "annotations", task)
+        assert len(rows) == n
+        names = {getattr(row, "scene_id", None) or row.scene_name for row in rows}
+        assert names == {SCENE}

@@ -1,0 +1,290 @@
+"""Questions about a scene (ScanQA), and from a place in it (SQA3D)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vega_policy.scene.annotations import ScanQARow, SQA3DRow
+from vega_policy.scene.questions.choosing import generator, in_turn, shuffled
+from vega_policy.scene.questions.referring import views
+from vega_policy.scene.questions.sentences import (
+    ASK,
+    NUMBERS,
+    SECTORS,
+    SITUATED,
+    SITUATION,
+    WAYS,
+    one,
+    plural,
+    write,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from vega_policy.scene.questions.known import Known, View
+
+_NEXT_M = 0.5
+"""Farther things are not next to each other."""
+_EYE_M = 1.5
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and all its right answers, the shortest first."""
+
+    kind: str
+    text: str
+    answers: tuple[str, ...]
+    about: tuple[int, ...]
+    """Indices of the things one has to look at."""
+
+    @property
+    def key(self) -> str:
+        """What answers are balanced by."""
+        return self.answers[0]
+
+
+def scanqa(known: Known, *, seed: int, per_kind: int) -> list[ScanQARow]:
+    """Ask how many, what colour, where, what is on and what is next to something."""
+    rng = generator(seed, known.truth.scene_id, "scanqa")
+    asked = [*_counts(known, rng), *_colours(known, rng), *_places(known, rng)]
+    picked = [
+        q
+        for kind in ASK
+        for q in in_turn(rng, [a for a in asked if a.kind == kind], per_kind, by=lambda a: a.key)
+    ]
+    return [
+        ScanQARow(
+            scene_id=known.truth.scene_id,
+            question_id=f"{known.truth.scene_id}-{k}",
+            question=q.text,
+            answers=q.answers,
+            object_ids=tuple(known.ids[i] for i in q.about),
+            object_names=tuple(known.labels[i] for i in q.about),
+        )
+        for k, q in enumerate(picked)
+    ]
+
+
+def _say(rng: np.random.Generator, kind: str, **slots: str) -> str:
+    options = ASK[kind]
+    return write(options[int(rng.integers(len(options)))], **slots)
+
+
+def _number(n: int) -> tuple[str, ...]:
+    return (str(n), NUMBERS[n])
+
+
+def _counts(known: Known, rng: np.random.Generator) -> Iterator[Question]:
+    for label, some in known.by_label.items():
+        if not known.clear[label] or len(some) >= len(NUMBERS):
+            continue
+        text = _say(rng, "count", things=plural(label))
+        yield Question("count", text, _number(len(some)), tuple(some))
+        if known.coloured(label):
+            for colour in dict.fromkeys(known.colours[i] for i in some):
+                same = tuple(i for i in some if known.colours[i] == colour)
+                if len(same) < len(some):
+                    text = _say(rng, "count", things=plural(f"{colour} {label}"))
+                    yield Question("count", text, _number(len(same)), same)
+        for anchor, name in known.names.items():
+            on = tuple(i for i in some if known.carrier[i] == anchor)
+            if on and known.is_on_clear(some, [anchor]):
+                text = _say(rng, "count_on", things=plural(label), anchor=name)
+                yield Question("count_on", text, _number(len(on)), on)
+
+
+def _colours(known: Known, rng: np.random.Generator) -> Iterator[Question]:
+    for label, some in known.by_label.items():
+        if not known.clear[label] or not known.coloured(label):
+            continue
+        if len(some) == 1:
+            yield _colour(known, rng, "color", some[0])
+            continue
+        for anchor, name in known.names.items():
+            if anchor in some:
+                continue
+            best = known.nearest(some, anchor)
+            if best is not None:
+                yield _colour(known, rng, "color_closest", best, anchor=name)
+            on = [i for i in some if known.carrier[i] == anchor]
+            if len(on) == 1 and known.is_on_clear(some, [anchor]):
+                yield _colour(known, rng, "color_on", on[0], anchor=name)
+
+
+def _colour(known: Known, rng: np.random.Generator, kind: str, i: int, **slots: str) -> Question:
+    text = _say(rng, kind, thing=known.labels[i], **slots)
+    return Question(kind, text, (known.colours[i], f"it is {known.colours[i]}"), (i,))
+
+
+def _places(known: Known, rng: np.random.Generator) -> Iterator[Question]:
+    everything = range(known.n)
+    for i, name in known.names.items():
+        carrier = known.carrier[i]
+        if carrier is not None and carrier in known.names and known.is_on_clear([i], everything):
+            on = known.names[carrier]
+            answers = (f"on the {on}", f"on top of the {on}", f"it is on the {on}")
+            yield Question("where", _say(rng, "where", thing=name), answers, (i,))
+        cargo = [j for j in everything if known.carrier[j] == i]
+        if (
+            cargo
+            and known.is_on_clear(everything, [i])
+            and len({known.labels[j] for j in cargo}) == 1
+        ):
+            j = cargo[0]
+            if len(cargo) == 1 and known.shown[j]:
+                text = _say(rng, "what_on", anchor=name)
+                yield Question("what_on", text, _named(known, j), (j,))
+        neighbour = _neighbour(known, i)
+        if neighbour is not None:
+            text = _say(rng, "what_next", anchor=name)
+            yield Question("what_next", text, _named(known, neighbour), (neighbour,))
+
+
+def _named(known: Known, i: int) -> tuple[str, ...]:
+    label, colour = known.labels[i], known.colours[i]
+    return (label, one(label), f"{colour} {label}") if colour else (label, one(label))
+
+
+def _neighbour(known: Known, i: int) -> int | None:
+    """Return what is next to a thing, of what stands on the same: nothing else comes as close."""
+    beside = [j for j in range(known.n) if j != i and known.carrier[j] == known.carrier[i]]
+    if not beside:
+        return None
+    best = min(beside, key=lambda j: float(known.gaps[i, j]))
+    others = [j for j in beside if known.labels[j] != known.labels[best]]
+    nearest_other = min((float(known.gaps[i, j]) for j in others), default=np.inf)
+    gap = float(known.gaps[i, best])
+    is_clear = (
+        gap <= _NEXT_M - 0.02
+        and nearest_other >= gap + known.margin_m
+        and known.labels[best] != known.labels[i]
+        and known.shown[best]
+        and known.is_on_clear([i, *beside], range(known.n))
+    )
+    return best if is_clear else None
+
+
+def sqa3d(known: Known, *, seed: int, per_kind: int) -> list[SQA3DRow]:
+    """Ask somebody who stands by one thing and faces another.
+
+    ``rotation`` turns about the vertical; without it one faces along +x.
+    """
+    rng = generator(seed, known.truth.scene_id, "sqa3d")
+    found: list[tuple[View, int, Question]] = []
+    for view in views(known, rng):
+        free = [k for k, point in enumerate(view.stand) if known.is_free(point)]
+        if free:
+            k = free[int(rng.integers(len(free)))]
+            found += [(view, k, q) for q in _situated(known, view, rng)]
+    picked = [
+        item
+        for kind in SITUATED
+        for item in in_turn(
+            rng, [f for f in found if f[2].kind == kind], per_kind, by=lambda f: f[2].key
+        )
+    ]
+    rows: list[SQA3DRow] = []
+    for view, k, q in picked:
+        x, y = (float(v) for v in view.stand[k])
+        ahead = known.centres[view.facing, :2] - view.stand[k]
+        yaw = float(np.arctan2(ahead[1], ahead[0]))
+        slots = {"by": known.names[view.by], "facing": known.names[view.facing]}
+        situations = [write(t, **slots) for t in SITUATION["stand"]]
+        situations = shuffled(rng, situations)
+        rows.append(
+            SQA3DRow(
+                scene_id=known.truth.scene_id,
+                question_id=len(rows),
+                situation=situations[0],
+                question=q.text,
+                answer=q.answers[0],
+                position=(x, y, 0.0),
+                rotation=(0.0, 0.0, float(np.sin(yaw / 2)), float(np.cos(yaw / 2))),
+                alternative_situations=tuple(situations[1:]),
+            )
+        )
+    return rows
+
+
+def _situated(known: Known, view: View, rng: np.random.Generator) -> Iterator[Question]:
+    away = {view.by, view.facing}
+    sectors = {i: view.sector(i) for i in known.names if i not in away}
+    for i, name in known.names.items():
+        if i in away:
+            continue
+        for way, words in WAYS.items():
+            holds = view.holds(i, way)
+            if holds is not None:
+                yield _situated_question(
+                    "is_way", "yes" if holds else "no", i, thing=name, way=words
+                )
+        sector = sectors[i]
+        if sector in SECTORS:
+            yield _situated_question("where", str(sector), i, thing=name)
+        if sector in ("left", "right"):
+            yield _situated_question("which_turn", str(sector), i, thing=name)
+        if sector == "behind":
+            yield _situated_question("can_see", "no", i, thing=name)
+        if sector == "front" and _in_sight(known, view, i):
+            yield _situated_question("can_see", "yes", i, thing=name)
+    for label in known.several:
+        some = known.by_label[label]
+        if away & set(some):
+            continue
+        for way, words in WAYS.items():
+            holds = [view.holds(i, way) for i in some]
+            if None in holds:
+                continue
+            n = holds.count(True)
+            if n < len(NUMBERS):
+                slots = {"things": plural(label), "way": words}
+                yield _situated_question("how_many", NUMBERS[n], *some, **slots)
+            if n == 1 and known.coloured(label):
+                i = some[holds.index(True)]
+                slots = {"thing": label, "way": words}
+                yield _situated_question("what_color", known.colours[i], i, **slots)
+    names = [i for i in known.names if i not in away]
+    for i, j in shuffled(rng, list(combinations(names, 2)))[:8]:
+        off = view.off_m[:, [i, j]]
+        lead = off[:, 1] - off[:, 0]
+        if off.min() >= 0.15 and np.abs(lead).min() >= known.margin_m and len({*(lead > 0)}) == 1:
+            closer = known.names[i if lead[0] > 0 else j]
+            first, second = shuffled(rng, [i, j])
+            slots = {"thing": known.names[first], "other": known.names[second]}
+            yield _situated_question("which_closer", closer, i, j, **slots)
+
+
+def _situated_question(kind: str, answer: str, *about: int, **slots: str) -> Question:
+    return Question(kind, write(SITUATED[kind][0], **slots), (answer,), about)
+
+
+def _in_sight(known: Known, view: View, i: int) -> bool:
+    """Whether nothing is between the eyes, wherever they are, and the middle of a thing."""
+    for x, y in view.stand:
+        eye = np.array([x, y, _EYE_M])
+        for j in range(known.n):
+            if j != i and known.carrier[i] != j and _is_crossed(known, j, eye, known.centres[i]):
+                return False
+    return True
+
+
+def _is_crossed(known: Known, j: int, start: NDArray[np.float64], end: NDArray[np.float64]) -> bool:
+    """Whether a segment goes through a box, 5 cm larger all around (slab by slab)."""
+    thing = known.objects[j]
+    half = thing.size / 2 + 0.05
+    origin = thing.axes @ (start - thing.centre)
+    step = thing.axes @ (end - start)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a, b = (-half - origin) / step, (half - origin) / step
+    inside = np.abs(origin) <= half
+    low = np.where(step == 0, np.where(inside, -np.inf, np.inf), np.minimum(a, b))
+    high = np.where(step == 0, np.where(inside, np.inf, -np.inf), np.maximum(a, b))
+    return bool(max(low.max(), 0.0) <= min(high.min(), 1.0))
