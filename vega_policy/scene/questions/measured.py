@@ -8,7 +8,7 @@ Shape legend: ``n`` objects, ``p`` points.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SHOWN_SHARE = 0.0019
 STANDS_WITHIN_M = 0.4
 _MOST_STEPS = 4000
+_OVERHEAD_M = 1.8
+_BODY_M = 0.14
 
 
 class Doubt(Exception):
@@ -44,7 +46,6 @@ class Measured:
             [o.centre + (signs * o.size / 2) @ o.axes for o in truth.objects]
         ).reshape(-1, 8, 3)
         """(n, 8, 3)."""
-        self.rng = np.random.default_rng(len(truth.objects))
         self._distances: dict[tuple[int, int], tuple[float, float]] = {}
         self._clouds: dict[int, NDArray[np.float64]] = {}
 
@@ -135,14 +136,19 @@ class Measured:
         return next((j for j in range(len(self.objects)) if self.is_on(i, j)), None)
 
     def area_m2(self) -> float:
-        """Return the floor's area, counted in squares of 2 cm."""
+        """Return the floor's area, counted in cells of about 2 cm."""
+        return self._area_m2
+
+    @cached_property
+    def _area_m2(self) -> float:
         floor = self.truth.floor
         if floor is None:
             raise Doubt("the scene has no floor")
-        low, high = floor.min(axis=0), floor.max(axis=0)
-        x, y = (np.arange(low[k] + 0.01, high[k], 0.02) for k in (0, 1))
+        low, span = floor.min(axis=0), np.ptp(floor, axis=0)
+        n = np.maximum((span / 0.02).astype(int), 1)
+        x, y = (low[k] + span[k] * (np.arange(n[k]) + 0.5) / n[k] for k in (0, 1))
         grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-        return float(self.on_floor(grid).sum()) * 4e-4
+        return float(self.on_floor(grid).mean() * span.prod())
 
     def on_floor(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return (p,) whether (p, 2) points are inside the floor (crossings of a ray)."""
@@ -162,12 +168,21 @@ class Measured:
         level = np.column_stack([points, np.full(len(points), self.objects[i].centre[2])])
         return np.linalg.norm(self.clip(i, level) - level, axis=1)
 
+    def is_free(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return (p,) whether somebody fits at (p, 2) points: nothing below 1.8 m is within 14 cm."""
+        free = self.on_floor(points)
+        for i in range(len(self.objects)):
+            if self.corners[i][:, 2].min() < _OVERHEAD_M:
+                free &= self.off_plan(i, points) >= _BODY_M
+        return free
+
     def places_by(self, i: int) -> NDArray[np.float64]:
         """Return (p, 2) random places on the floor by a thing, within reach of it."""
         if i not in self._clouds:
             plan = self.corners[i][:, :2]
             low, high = plan.min(axis=0) - STANDS_WITHIN_M, plan.max(axis=0) + STANDS_WITHIN_M
-            points = self.rng.uniform(low, high, size=(600, 2))
+            rng = np.random.default_rng([len(self.objects), i])
+            points = rng.uniform(low, high, size=(600, 2))
             off = self.off_plan(i, points)
             points = points[(off > 0.02) & (off <= STANDS_WITHIN_M) & self.on_floor(points)]
             if len(points) < 5:
@@ -195,9 +210,3 @@ class Measured:
             for j in range(len(self.objects))
             if j not in but
         )
-
-
-@lru_cache(maxsize=4)
-def measured(truth: SceneTruth) -> Measured:
-    """Return the geometry of a scene, kept for the next rows of the same."""
-    return Measured(truth)

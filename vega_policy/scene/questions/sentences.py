@@ -137,8 +137,9 @@ TURNS = {"left": "Turn Left", "right": "Turn Right", "back": "Turn Back"}
 QUADRANTS = ("front-left", "front-right", "back-left", "back-right")
 
 _CHOICES = {"side": SIDES, "color": COLOURS, "n": NUMBERS, "way": tuple(WAYS.values())}
-_FREE = {"choices": r"[^()?]+", "actions": r"1\. .+\."}
 _NOUN = r"[a-z]+(?: [a-z]+){0,2}"
+_FREE = {"choices": r"[^()?]+", "actions": r"1\. .+\."}
+_ARTICLE = {"one": r"an? "}
 _SLOT = re.compile(r"\{(\w+)\}")
 _WORD = re.compile(r"[a-z]+")
 
@@ -192,7 +193,8 @@ def _pattern(template: str) -> re.Pattern[str]:
         elif part in seen:
             written += f"(?P={part})"
         else:
-            inner = "|".join(_CHOICES[part]) if part in _CHOICES else _FREE.get(part, _NOUN)
+            noun = _ARTICLE.get(part, "") + _NOUN
+            inner = "|".join(_CHOICES[part]) if part in _CHOICES else _FREE.get(part, noun)
             written += f"(?P<{part}>{inner})"
             seen.add(part)
     return re.compile(written)
