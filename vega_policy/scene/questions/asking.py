@@ -10,6 +10,7 @@ import numpy as np
 
 from vega_policy.scene.annotations import ScanQARow, SQA3DRow
 from vega_policy.scene.questions.choosing import generator, in_turn, shuffled
+from vega_policy.scene.questions.known import STEP_M
 from vega_policy.scene.questions.referring import views
 from vega_policy.scene.questions.sentences import (
     ASK,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vega_policy.scene.questions.known import Known, View
+    from vega_policy.scene.truth import ObjectTruth
 
 _NEXT_M = 0.5
 """Farther things are not next to each other."""
@@ -180,9 +182,9 @@ def sqa3d(known: Known, *, seed: int, per_kind: int) -> list[SQA3DRow]:
     rng = generator(seed, known.truth.scene_id, "sqa3d")
     found: list[tuple[View, int, Question]] = []
     for view in views(known, rng):
-        free = [k for k, point in enumerate(view.stand) if known.is_free(point)]
-        if free:
-            k = free[int(rng.integers(len(free)))]
+        free = np.flatnonzero(known.is_free(view.stand))
+        if len(free):
+            k = int(free[rng.integers(len(free))])
             found += [(view, k, q) for q in _situated(known, view, rng)]
     picked = [
         item
@@ -255,7 +257,9 @@ def _situated(known: Known, view: View, rng: np.random.Generator) -> Iterator[Qu
     for i, j in shuffled(rng, list(combinations(names, 2)))[:8]:
         off = view.off_m[:, [i, j]]
         lead = off[:, 1] - off[:, 0]
-        if off.min() >= 0.15 and np.abs(lead).min() >= known.margin_m and len({*(lead > 0)}) == 1:
+        # Between two standpoints, either distance may change by a step.
+        least = known.margin_m + STEP_M
+        if off.min() >= 0.15 and np.abs(lead).min() >= least and len({*(lead > 0)}) == 1:
             closer = known.names[i if lead[0] > 0 else j]
             first, second = shuffled(rng, [i, j])
             slots = {"thing": known.names[first], "other": known.names[second]}
@@ -268,23 +272,23 @@ def _situated_question(kind: str, answer: str, *about: int, **slots: str) -> Que
 
 def _in_sight(known: Known, view: View, i: int) -> bool:
     """Whether nothing is between the eyes, wherever they are, and the middle of a thing."""
-    for x, y in view.stand:
-        eye = np.array([x, y, _EYE_M])
-        for j in range(known.n):
-            if j != i and known.carrier[i] != j and _is_crossed(known, j, eye, known.centres[i]):
-                return False
-    return True
+    stand = view.stand[known.is_free(view.stand, by_m=0.1)]
+    eyes = np.column_stack([stand, np.full(len(stand), _EYE_M)])
+    return not any(
+        _is_crossed(known.objects[j], eyes, known.centres[i])
+        for j in range(known.n)
+        if j != i and known.carrier[i] != j
+    )
 
 
-def _is_crossed(known: Known, j: int, start: NDArray[np.float64], end: NDArray[np.float64]) -> bool:
-    """Whether a segment goes through a box, 5 cm larger all around (slab by slab)."""
-    thing = known.objects[j]
-    half = thing.size / 2 + 0.05
-    origin = thing.axes @ (start - thing.centre)
-    step = thing.axes @ (end - start)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        a, b = (-half - origin) / step, (half - origin) / step
-    inside = np.abs(origin) <= half
-    low = np.where(step == 0, np.where(inside, -np.inf, np.inf), np.minimum(a, b))
-    high = np.where(step == 0, np.where(inside, np.inf, -np.inf), np.maximum(a, b))
-    return bool(max(low.max(), 0.0) <= min(high.min(), 1.0))
+def _is_crossed(thing: ObjectTruth, starts: NDArray[np.float64], end: NDArray[np.float64]) -> bool:
+    """Whether a segment from one of (s, 3) points goes through a box made larger all around."""
+    half = thing.size / 2 + STEP_M
+    origin = (starts - thing.centre) @ thing.axes.T
+    step = (end - starts) @ thing.axes.T
+    # Slab by slab; a segment along a slab takes all but forever to leave it.
+    step = np.where(np.abs(step) < 1e-9, 1e-9, step)
+    a, b = (-half - origin) / step, (half - origin) / step
+    enter = np.minimum(a, b).max(axis=1)
+    leave = np.maximum(a, b).min(axis=1)
+    return bool((np.maximum(enter, 0.0) <= np.minimum(leave, 1.0)).any())

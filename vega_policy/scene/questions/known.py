@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from vega_policy.scene.questions.published import alone, several
 from vega_policy.scene.questions.sentences import COLOURS
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ SHOWN = 0.002
 """Share of a frame that shows a thing well enough to be asked for."""
 REACH_M = 0.4
 """How far from a thing somebody may be who stands by it."""
+STEP_M = 0.1
+"""Between standpoints."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +151,12 @@ class Known:
     @cached_property
     def singles(self) -> list[int]:
         """Things that are the only one of their class, and are shown."""
-        return [some[0] for k, some in self.by_label.items() if len(some) == 1 and self.clear[k]]
+        return [self.by_label[label][0] for label in alone(self.counts) if self.clear[label]]
 
     @cached_property
     def several(self) -> list[str]:
         """Classes with more than one, all of them shown."""
-        return [k for k, some in self.by_label.items() if len(some) > 1 and self.clear[k]]
+        return [label for label in several(self.counts) if self.clear[label]]
 
     @cached_property
     def names(self) -> dict[int, str]:
@@ -260,22 +263,25 @@ class Known:
         return (off >= by_m).all(axis=1)
 
     def standpoints(self, by: int) -> NDArray[np.float64]:
-        """Return (s, 2) places by a thing: around it within reach, inside the room."""
-        corners = self.prints.corners[by]
-        centre = self.centres[by, :2]
-        around = np.concatenate([corners, (corners + np.roll(corners, -1, axis=0)) / 2]) - centre
-        length = np.linalg.norm(around, axis=1, keepdims=True)
-        points = np.concatenate(
-            [centre + around * (1 + reach / length) for reach in (REACH_M, REACH_M / 2, 0.05)]
-        )
-        return points[self.inside_floor(points)]
+        """Return (s, 2) places by a thing: a grid of all within reach of it, up to the walls."""
+        floor = self.truth.floor
+        if floor is None:
+            return np.zeros((0, 2))
+        plan = self.prints.corners[by]
+        low = np.maximum(plan.min(axis=0) - REACH_M, floor.min(axis=0))
+        high = np.minimum(plan.max(axis=0) + REACH_M, floor.max(axis=0))
+        if (low > high).any():
+            return np.zeros((0, 2))
+        n = np.ceil((high - low) / STEP_M).astype(int) + 1
+        x, y = (np.linspace(low[k], high[k], n[k]) for k in (0, 1))
+        points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+        off = point_gaps(points, plan[None])[:, 0]
+        return points[(off > 0) & (off <= REACH_M) & self.inside_floor(points, by_m=-1e-9)]
 
-    def is_free(self, point: NDArray[np.float64], *, by_m: float = 0.15) -> bool:
-        """Whether somebody fits at a (2,) point of the floor."""
-        if not self.inside_floor(point[None], by_m=by_m)[0]:
-            return False
+    def is_free(self, points: NDArray[np.float64], *, by_m: float = 0.15) -> NDArray[np.bool_]:
+        """Return (s,) whether somebody fits at (s, 2) points of the floor."""
         low = self.prints.corners[self.prints.low < 1.8]
-        return bool((point_gaps(point[None], low) > by_m).all())
+        return self.inside_floor(points, by_m=by_m) & (point_gaps(points, low) > by_m).all(axis=1)
 
 
 def bearings(

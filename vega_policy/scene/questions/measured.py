@@ -169,8 +169,10 @@ class Measured:
         return np.linalg.norm(self.clip(i, level) - level, axis=1)
 
     def is_free(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return (p,) whether somebody fits at (p, 2) points: nothing below 1.8 m is within 14 cm."""
+        """Return (p,) whether somebody fits at (p, 2) points: no wall or thing below 1.8 m within 14 cm."""
         free = self.on_floor(points)
+        for aside in ((_BODY_M, 0), (-_BODY_M, 0), (0, _BODY_M), (0, -_BODY_M)):
+            free &= self.on_floor(points + np.array(aside))
         for i in range(len(self.objects)):
             if self.corners[i][:, 2].min() < _OVERHEAD_M:
                 free &= self.off_plan(i, points) >= _BODY_M

@@ -22,6 +22,7 @@ from vega_policy.scene.questions.known import (
     bearings,
     rectangle_gaps,
 )
+from vega_policy.scene.questions.published import spoken_m
 from vega_policy.scene.questions.sentences import (
     FILL_IN,
     FORWARD,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
     from vega_policy.scene.questions.known import Known
 
-ABSOLUTE_M = 0.2
-"""Least absolute distance that is asked."""
 FAR_M = 5.0
 """No direction between things farther apart."""
 _TRIES = 400
@@ -96,8 +95,8 @@ def _size(known: Known, _: np.random.Generator, kind: str) -> list[Asked]:
 def _absolute(known: Known, _: np.random.Generator, kind: str) -> list[Asked]:
     found: list[Asked] = []
     for i, j in permutations(known.singles, 2):
-        gap = round(float(known.gaps[i, j]), 1)
-        if gap >= ABSOLUTE_M:
+        gap = spoken_m(float(known.gaps[i, j]))
+        if gap is not None:
             found.append(_ask(kind, f"{gap:.1f}", thing=known.labels[i], other=known.labels[j]))
     return found
 
