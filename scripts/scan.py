@@ -47,7 +47,10 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began_s, 1),
     }
     if config["questions"]:
-        result["questions"] = write_questions(settings, scenes)
+        written = write_questions(settings, scenes)
+        n = sum(written.rows.values())
+        print(f"{written.proved} of {n} rows of questions are proved", flush=True)
+        result |= {"questions": written.rows, "proved": written.proved}
     if chosen := to_check(scenes, n=config["check"]):
         checked = summary(check_scan(settings.out, scene) for scene in chosen)
         print(*(f"{name:>18}  {value}" for name, value in checked.items()), sep="\n", flush=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from envs.scan.posed_camera import PosedCamera, look_at  # noqa: E402
 from envs.scan.rendered import draw_turn  # noqa: E402
 from envs.scan.rooms import furnish, mjcf, overlap  # noqa: E402
 from envs.scan.walk import walk_room  # noqa: E402
+from vega_policy.scene.annotations import VsiRow  # noqa: E402
 from vega_policy.scene.readers.scannet import list_scans, read_scan  # noqa: E402
 from vega_policy.scene.readers.video import read_uniform_frames  # noqa: E402
 from vega_policy.scene.truth import read_truth  # noqa: E402
@@ -349,10 +351,25 @@ def test_questions_about_a_scan_are_read_by_the_public_readers(copy):
     from vega_policy.scene.readers.folder import read_annotations
 
     settings = ScanSettings(kind="rooms", out=copy, n=1)
-    counts = write_questions(settings, [SCENE])
-    assert min(counts.values()) > 0
-    for task, n in counts.items():
+    written = write_questions(settings, [SCENE])
+    assert min(written.rows.values()) > 0
+    assert written.proved == sum(written.rows.values())
+    for task, n in written.rows.items():
         rows = read_annotations(copy / "annotations", task)
         assert len(rows) == n
         names = {getattr(row, "scene_id", None) or row.scene_name for row in rows}
         assert names == {SCENE}
+
+
+def test_a_question_that_is_not_proved_is_named_and_nothing_is_written(copy, monkeypatch):
+    from envs.scan import ask
+
+    right = ask.prove
+    monkeypatch.setattr(
+        ask, "prove", lambda row, truth: "a doubt" if isinstance(row, VsiRow) else right(row, truth)
+    )
+    # Processes that are started anew would not know of the doubt.
+    monkeypatch.setattr(ask, "ProcessPoolExecutor", lambda n, **_: ThreadPoolExecutor(n))
+    with pytest.raises(ContractError, match=r"(?s)rows are not proved.*VsiRow\(.*: a doubt"):
+        ask.write_questions(ScanSettings(kind="rooms", out=copy, n=1), [SCENE])
+    assert not (copy / "annotations").exists()
