@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _NEXT_M = 0.5
 """Farther things are not next to each other."""
 _EYE_M = 1.5
+_EVEN = {"is_way": 2, "can_see": 2, "which_turn": 2}
+"""Kinds with so many answers, each of which is right equally often."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def _counts(known: Known, rng: np.random.Generator) -> Iterator[Question]:
                     yield Question("count", text, _number(len(same)), same)
         for anchor, name in known.names.items():
             on = tuple(i for i in some if known.carrier[i] == anchor)
-            if on and known.is_on_clear(some, [anchor]):
+            # None of them where something else is: always saying one would be right too often.
+            if anchor in known.carrier and known.is_on_clear(some, [anchor]) and anchor not in some:
                 text = _say(rng, "count_on", things=plural(label), anchor=name)
                 yield Question("count_on", text, _number(len(on)), on)
 
@@ -190,7 +193,9 @@ def sqa3d(known: Known, *, seed: int, per_kind: int) -> list[SQA3DRow]:
         item
         for kind in SITUATED
         for item in in_turn(
-            rng, [f for f in found if f[2].kind == kind], per_kind, by=lambda f: f[2].key
+            *(rng, [f for f in found if f[2].kind == kind], per_kind),
+            by=lambda f: f[2].key,
+            even=_EVEN.get(kind, 1),
         )
     ]
     rows: list[SQA3DRow] = []
@@ -233,7 +238,7 @@ def _situated(known: Known, view: View, rng: np.random.Generator) -> Iterator[Qu
             yield _situated_question("where", str(sector), i, thing=name)
         if sector in ("left", "right"):
             yield _situated_question("which_turn", str(sector), i, thing=name)
-        if sector == "behind":
+        if view.is_out_of_sight(i):
             yield _situated_question("can_see", "no", i, thing=name)
         if sector == "front" and _in_sight(known, view, i):
             yield _situated_question("can_see", "yes", i, thing=name)

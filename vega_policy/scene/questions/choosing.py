@@ -28,15 +28,28 @@ def shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
 
 
 def in_turn(
-    rng: np.random.Generator, items: Sequence[T], n: int, *, by: Callable[[T], Hashable]
+    rng: np.random.Generator,
+    items: Sequence[T],
+    n: int,
+    *,
+    by: Callable[[T], Hashable],
+    even: int = 1,
 ) -> list[T]:
-    """Return up to ``n`` items, one of each answer in turn; which answer begins is random."""
+    """Return up to ``n`` items, one of each answer in turn; which answer begins is random.
+
+    Args:
+        rng: Of the choice.
+        items: Candidates.
+        n: Most to return.
+        by: Returns the answer of an item.
+        even: No round is begun with fewer answers than this; all of them are taken equally often then.
+    """
     groups: dict[Hashable, list[T]] = {}
     for item in shuffled(rng, items):
         groups.setdefault(by(item), []).append(item)
     queues = shuffled(rng, list(groups.values()))
     picked: list[T] = []
-    while queues and len(picked) < n:
+    while queues and len(picked) < n and len(queues) >= even:
         picked += [queue.pop() for queue in queues]
         queues = [queue for queue in queues if queue]
     return picked[:n]

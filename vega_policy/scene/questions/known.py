@@ -31,6 +31,8 @@ BOUNDARY_DEG = 10.0
 """Least angle to the boundary between two directions (VLM-3R)."""
 APART_M = 0.3
 """Least distance of things between which a direction is asked (VLM-3R)."""
+SIGHT_DEG = 110.0
+"""Nobody sees what is farther off the middle of what they look at."""
 SHOWN = 0.002
 """Share of a frame that shows a thing well enough to be asked for."""
 REACH_M = 0.4
@@ -340,6 +342,12 @@ class View:
             if self._is_within(i, low, low + 90):
                 return name
         return "front" if self._is_ahead(i, 45) else None
+
+    def is_out_of_sight(self, i: int) -> bool:
+        """Whether all of it is farther round than eyes see (110 degrees), its centre by the margin."""
+        angles = np.abs(self.angles[:, i])
+        is_margin_kept = (angles[:, 0] >= SIGHT_DEG + BOUNDARY_DEG).all()
+        return bool(is_margin_kept and (angles > SIGHT_DEG).all())
 
     def holds(self, i: int, way: str) -> bool | None:
         """Say whether a thing is ``left``, ``right`` (half-planes) or ``behind`` (a quarter); None: open."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vega_policy.scene.questions.meaning import Meaning
 
 _EYE_M = 1.5
+_AHEAD_DEG, _SIGHT_DEG = 43.0, 112.0
+"""Off the middle of what one looks at: what is less is seen, what is more is not."""
 _LOOKS = 40
 """Places from which lines of sight are followed."""
 
@@ -112,13 +114,15 @@ def _closer(one: str, other: str, stand: NDArray[np.float64], meaning: Meaning) 
 
 
 def _can_see(i: int, stand: NDArray[np.float64], facing: int, meaning: Meaning) -> str:
-    """Say ``yes`` where a thing is ahead and nothing is before it, ``no`` where it is behind."""
+    """Say ``yes`` where a thing is ahead and nothing is before it, ``no`` where it is too far round."""
     measured = meaning.measured
-    sector = meaning.sector(stand, facing, i)
-    if sector == "behind":
+    off_deg = np.abs(meaning.bearings(stand, facing, i))
+    if off_deg.min() > _SIGHT_DEG:
         return "no"
-    if sector != "front":
-        raise Doubt(f"it is {sector}: whether it is seen depends on how far one sees sideways")
+    if off_deg.max() > _AHEAD_DEG:
+        raise Doubt(
+            f"it is up to {off_deg.max():.0f} degrees aside, neither ahead nor out of sight"
+        )
     carrier = measured.support(i)
     but = [i] if carrier is None else [i, carrier]
     stand = stand[measured.is_free(stand)]
