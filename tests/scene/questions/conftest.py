@@ -1,7 +1,5 @@
 """Furnished rooms with the truth a renderer would write, but for the pixels: those are drawn."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -71,29 +69,3 @@ def asked(rooms, labels):
         for task, rows in generate(truth, labels=labels).items():
             found.setdefault(task, []).extend((row, truth) for row in rows)
     return found
-
-
-def moved(truth, object_id, by):
-    """Return a scene in which one object, and what it carries, is elsewhere."""
-    objects = tuple(
-        replace(o, centre=o.centre + by, box=o.box + np.append(by, [0, 0, 0]))
-        if object_id in (o.object_id, o.stands_on)
-        else o
-        for o in truth.objects
-    )
-    return replace(truth, objects=objects)
-
-
-def mirrored(truth):
-    """Return a scene as in a mirror: what was to the left is to the right."""
-    flip = np.array([-1.0, 1.0, 1.0])
-    objects = tuple(
-        replace(
-            o,
-            centre=o.centre * flip,
-            box=o.box * np.append(flip, [1, 1, 1]),
-            axes=o.axes * flip,
-        )
-        for o in truth.objects
-    )
-    return replace(truth, objects=objects, floor=truth.floor * flip[:2])

@@ -85,7 +85,8 @@ def _scanrefer(row: ScanReferRow, meaning: Meaning) -> None:
     _check_boxes([row.box], [i], meaning)
     n = meaning.labels.count(row.object_name)
     _check("eval_type", row.eval_type, "unique" if n == 1 else "multiple")
-    _check("token", " ".join(row.token).replace(" ,", ","), row.description)
+    if row.token:
+        _check("token", " ".join(row.token).replace(" ,", ","), row.description)
     found = meaning.described(meaning.one_reading(row.description, REFER))
     _check_targets(row.description, found, [row.object_id], meaning)
 
