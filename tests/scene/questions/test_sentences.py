@@ -65,6 +65,7 @@ def test_plurals_and_articles():
         *("boxes", "benches", "shelves", "couches", "ladies", "toys", "desks")
     ]
     assert [one(n) for n in ("orange box", "red box")] == ["an orange box", "a red box"]
+    assert [plural("glass"), plural("cookies"), one("cookies")] == ["glasses", "cookies", "cookies"]
 
 
 def test_colour_words_are_split_off():

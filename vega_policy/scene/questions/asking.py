@@ -164,7 +164,7 @@ def _neighbour(known: Known, i: int) -> int | None:
     if not beside:
         return None
     best = min(beside, key=lambda j: float(known.gaps[i, j]))
-    others = [j for j in beside if known.labels[j] != known.labels[best]]
+    others = [j for j in beside if j != best]
     nearest_other = min((float(known.gaps[i, j]) for j in others), default=np.inf)
     gap = float(known.gaps[i, best])
     is_clear = (

@@ -52,11 +52,11 @@ class Measured:
     def inconsistent(self, i: int) -> str | None:
         """Say in what way a thing contradicts itself, or None."""
         o = self.objects[i]
-        low, high = self.corners[i].min(axis=0) - 0.01, self.corners[i].max(axis=0) + 0.01
+        low, high = self.corners[i].min(axis=0), self.corners[i].max(axis=0)
         if not np.allclose(o.axes @ o.axes.T, np.eye(3), atol=1e-3) or o.size.min() <= 0:
             return f"object {o.object_id} has axes that are no axes, or no size"
         half = o.box[3:] / 2
-        if (o.box[:3] - half < low).any() or (o.box[:3] + half > high).any():
+        if (o.box[:3] - half < low - 0.01).any() or (o.box[:3] + half > high + 0.01).any():
             return f"the box of object {o.object_id} sticks out of its oriented box"
         if (o.box[3:] < 0.5 * (high - low)).any():
             return f"the box of object {o.object_id} is far smaller than its oriented box"

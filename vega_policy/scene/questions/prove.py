@@ -207,7 +207,7 @@ def _asked_about(said: Sentence, meaning: Meaning) -> list[int]:
 
 
 def _neighbour(anchor: int, meaning: Meaning) -> int:
-    """Return the one thing next to another: of what stands on the same, no other class is as close."""
+    """Return the one thing next to another: of what stands on the same, nothing else is as close."""
     measured = meaning.measured
     under = measured.support(anchor)
     beside = [j for j in range(len(meaning.labels)) if j != anchor and measured.support(j) == under]
@@ -215,7 +215,7 @@ def _neighbour(anchor: int, meaning: Meaning) -> int:
     best = min(beside, key=lambda j: gaps[j], default=None)
     if best is None or gaps[best] > _NEXT_M:
         raise Doubt("nothing is next to it")
-    rivals = [gap for j, gap in gaps.items() if meaning.labels[j] != meaning.labels[best]]
+    rivals = [gap for j, gap in gaps.items() if j != best]
     if min(rivals, default=np.inf) < gaps[best] + meaning.margin_m:
         raise Doubt("more than one thing is next to it")
     return best

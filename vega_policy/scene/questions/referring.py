@@ -273,7 +273,10 @@ def _second(known: Known, i: int) -> list[str]:
     near = [
         j
         for j in known.names
-        if j != i and known.carrier[j] == carrier and 0.01 < known.gaps[i, j] < _NEXT_M
+        if j != i
+        and known.carrier[j] == carrier
+        and 0.01 < known.gaps[i, j] < _NEXT_M
+        and known.is_on_clear([i, j], range(known.n))
     ]
     if near:
         closest = min(near, key=lambda j: float(known.gaps[i, j]))

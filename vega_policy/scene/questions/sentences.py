@@ -139,7 +139,7 @@ QUADRANTS = ("front-left", "front-right", "back-left", "back-right")
 _CHOICES = {"side": SIDES, "color": COLOURS, "n": NUMBERS, "way": tuple(WAYS.values())}
 _NOUN = r"[a-z]+(?: [a-z]+){0,2}"
 _FREE = {"choices": r"[^()?]+", "actions": r"1\. .+\."}
-_ARTICLE = {"one": r"an? "}
+_ARTICLE = {"one": r"(?:an? )?"}
 _SLOT = re.compile(r"\{(\w+)\}")
 _WORD = re.compile(r"[a-z]+")
 
@@ -206,8 +206,14 @@ def without_colour(phrase: str) -> tuple[str, str]:
     return (first, rest) if first in COLOURS and rest else ("", phrase)
 
 
+def _is_plural(phrase: str) -> bool:
+    return phrase.endswith("s") and not phrase.endswith(("ss", "us"))
+
+
 def plural(phrase: str) -> str:
-    """Return the plural of a noun phrase."""
+    """Return the plural of a noun phrase; ``cookies`` are many already."""
+    if _is_plural(phrase):
+        return phrase
     if phrase.endswith(("s", "x", "ch", "sh")):
         return phrase + "es"
     if phrase.endswith("lf"):
@@ -218,7 +224,9 @@ def plural(phrase: str) -> str:
 
 
 def one(phrase: str) -> str:
-    """Put the article before a noun phrase."""
+    """Put the article before a noun phrase, if it takes one."""
+    if _is_plural(phrase):
+        return phrase
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
