@@ -18,6 +18,7 @@ from hydra_cli import run
 from envs.scan.ask import write_questions
 from envs.scan.check import check_scan, summary
 from envs.scan.export import ScanSettings, export_scans, to_check
+from vega_policy.scene.questions.blind import table
 from vega_policy.spec import ContractError
 
 
@@ -49,6 +50,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     if config["questions"]:
         written = write_questions(settings, scenes)
         n = sum(written.rows.values())
+        print(table(written.blind))
         print(f"{written.proved} of {n} rows of questions are proved", flush=True)
         result |= {"questions": written.rows, "proved": written.proved}
     if chosen := to_check(scenes, n=config["check"]):

@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vega_policy.data.progress import Progress
-from vega_policy.scene.questions.generate import TASKS, Row, Rows, generate
+from vega_policy.scene.questions.blind import Blind, blind
+from vega_policy.scene.questions.generate import TASKS, Row, Rows, Task, generate
 from vega_policy.scene.questions.prove import prove
 from vega_policy.scene.readers.multi3drefer import write_multi3drefer
 from vega_policy.scene.readers.scan2cap import write_scan2cap
@@ -38,6 +39,8 @@ class Written:
     """By task."""
     proved: int
     """How many of all rows: each of them, or nothing would have been written."""
+    blind: tuple[Blind, ...]
+    """What is got without looking."""
 
 
 def write_questions(settings: ScanSettings, scenes: Sequence[str]) -> Written:
@@ -49,7 +52,7 @@ def write_questions(settings: ScanSettings, scenes: Sequence[str]) -> Written:
     """
     truths = [read_truth(settings.out / scene / TRUTH_FILE) for scene in scenes]
     labels = sorted({item.label for truth in truths for item in truth.objects})
-    rows: dict[str, list[Any]] = {task: [] for task in TASKS}
+    rows: dict[Task, list[Any]] = {task: [] for task in TASKS}
     unproved: list[tuple[Row, str]] = []
     context = multiprocessing.get_context("spawn")
     with (
@@ -78,7 +81,11 @@ def write_questions(settings: ScanSettings, scenes: Sequence[str]) -> Written:
     write_scanqa(folder / "scanqa.json", rows["scanqa"])
     write_sqa3d(folder / "sqa3d_questions.json", rows["sqa3d"])
     write_vsi(folder / "vsi_bench.jsonl", rows["vsi_bench"])
-    return Written(rows={task: len(some) for task, some in rows.items()}, proved=n)
+    return Written(
+        rows={str(task): len(some) for task, some in rows.items()},
+        proved=n,
+        blind=blind(rows, truths),
+    )
 
 
 def _ask(
