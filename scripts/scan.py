@@ -15,7 +15,7 @@ from typing import Any
 
 from hydra_cli import run
 
-from envs.scan.ask import write_questions
+from envs.scan.ask import ANNOTATIONS, write_questions
 from envs.scan.check import check_scan, summary
 from envs.scan.export import ScanSettings, export_scans, to_check
 from vega_policy.scene.questions.blind import table
@@ -53,6 +53,12 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
         print(table(written.blind))
         print(f"{written.proved} of {n} rows of questions are proved", flush=True)
         result |= {"questions": written.rows, "proved": written.proved}
+        if config["questions_picture"] is not None:
+            from envs.scan.question_picture import draw_questions
+
+            folder = settings.out / ANNOTATIONS
+            draw_questions(settings.out, scenes[0], folder, config["questions_picture"])
+            result["questions_picture"] = config["questions_picture"]
     if chosen := to_check(scenes, n=config["check"]):
         checked = summary(check_scan(settings.out, scene) for scene in chosen)
         print(*(f"{name:>18}  {value}" for name, value in checked.items()), sep="\n", flush=True)

@@ -49,7 +49,7 @@ def draw_scan(root: Path | str, scene_id: str, path: Path | str) -> None:
     width, height = truth.image_px
     figure = Figure(figsize=(3.2 * (_VIEWS + 1.7), 3.2 * 3 * height / width), layout="constrained")
     grid = figure.add_gridspec(3, _VIEWS + 1, width_ratios=[1.9, *[1] * _VIEWS])
-    _plan(figure.add_subplot(grid[:, 0]), truth, palette)
+    draw_plan(figure.add_subplot(grid[:, 0]), truth, palette)
     deepest = max(float(f.depth_m.max()) for f in scan.frames if f.depth_m is not None)
     for column, k in enumerate(chosen, start=1):
         axes = [figure.add_subplot(grid[row, column]) for row in range(3)]
@@ -58,7 +58,7 @@ def draw_scan(root: Path | str, scene_id: str, path: Path | str) -> None:
         axes[0].set_title(f"view {frame.index}", fontsize=8)
         for item in truth.objects:
             if item.visible_px[k]:
-                _wire(axes[0], scan, int(k), item, palette[item.object_id])
+                draw_box(axes[0], scan, int(k), item, palette[item.object_id])
         axes[1].imshow(frame.depth_m, vmin=0, vmax=deepest, cmap="viridis")
         mask = read_colour(folder / INSTANCES / f"{frame.index}.png")[..., 0]
         table = np.array([(0.85, 0.85, 0.85, 1.0), *palette])
@@ -73,7 +73,10 @@ def draw_scan(root: Path | str, scene_id: str, path: Path | str) -> None:
         figure.savefig(temporary, dpi=70, format="png", pil_kwargs={"optimize": True})
 
 
-def _plan(axis: Any, truth: SceneTruth, palette: list[tuple[float, ...]]) -> None:
+def draw_plan(
+    axis: Any, truth: SceneTruth, palette: list[tuple[float, ...]], *, walk: bool = True
+) -> None:
+    """Draw floor, things in colours by object id, and where the camera was."""
     if truth.floor is not None:
         axis.fill(*truth.floor.T, facecolor="#f4f4f4", edgecolor="black", linewidth=2)
     for item in sorted(truth.objects, key=lambda o: o.box[2]):
@@ -83,16 +86,18 @@ def _plan(axis: Any, truth: SceneTruth, palette: list[tuple[float, ...]]) -> Non
         axis.fill(*corners.T, facecolor=(*colour[:3], 0.25), edgecolor=colour, linewidth=1)
         if item.stands_on is None:
             axis.text(*item.centre[:2], item.label, fontsize=7, ha="center", va="center")
+    axis.set_aspect("equal")
+    axis.tick_params(labelsize=7)
+    if not walk:
+        return
     eyes, ahead = truth.poses[:, :2, 3], truth.poses[:, :2, 2]
     axis.plot(*eyes.T, color="#555555", linewidth=0.8)
     axis.quiver(*eyes.T, *ahead.T, color="#d03030", width=0.004, scale=14)
     size = "" if truth.room_size_m2 is None else f", {truth.room_size_m2:.1f} m\u00b2"
     axis.set_title(f"{truth.scene_id}: {len(truth.objects)} objects{size}", fontsize=9)
-    axis.set_aspect("equal")
-    axis.tick_params(labelsize=7)
 
 
-def _wire(axis: Any, scan: Scan, k: int, item: ObjectTruth, colour: tuple[float, ...]) -> None:
+def draw_box(axis: Any, scan: Scan, k: int, item: ObjectTruth, colour: tuple[float, ...]) -> None:
     """Draw the twelve edges of a box where they are in front of the camera."""
     to_camera = np.linalg.inv(scan.axis_alignment @ scan.frames[k].pose)
     corners = _in_camera(to_camera, item.box[:3] + _CORNERS * item.box[3:])

@@ -373,3 +373,16 @@ def test_a_question_that_is_not_proved_is_named_and_nothing_is_written(copy, mon
     with pytest.raises(ContractError, match=r"(?s)rows are not proved.*VsiRow\(.*: a doubt"):
         ask.write_questions(ScanSettings(kind="rooms", out=copy, n=1), [SCENE])
     assert not (copy / "annotations").exists()
+
+
+def test_questions_are_drawn_where_what_they_mean_is(copy, tmp_path):
+    from envs.scan.ask import ANNOTATIONS, write_questions
+    from envs.scan.question_picture import draw_questions
+
+    write_questions(ScanSettings(kind="rooms", out=copy, n=1), [SCENE])
+    draw_questions(copy, SCENE, copy / ANNOTATIONS, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    (copy / ANNOTATIONS / "scanqa.json").write_text("[]")
+    with pytest.raises(ContractError):
+        draw_questions(copy, SCENE, copy / ANNOTATIONS, tmp_path / "b.png")
+    assert not (tmp_path / "b.png").exists()
