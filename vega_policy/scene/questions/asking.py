@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 _NEXT_M = 0.5
 """Farther things are not next to each other."""
 _EYE_M = 1.5
-_EVEN = {"is_way": 2, "can_see": 2, "which_turn": 2}
-"""Kinds with so many answers, each of which is right equally often."""
+_EVEN = {"is_way": 2, "can_see": 2, "which_turn": 2, "how_many": 2}
+"""Kinds of which so many answers at least are equally often right, or none is asked."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Question:
     answers: tuple[str, ...]
     about: tuple[int, ...]
     """Indices of the things one has to look at."""
+    way: str = ""
+    """Of `WAYS`, where it asks for one."""
 
     @property
     def key(self) -> str:
@@ -189,15 +191,19 @@ def sqa3d(known: Known, *, seed: int, per_kind: int) -> list[SQA3DRow]:
         if len(free):
             k = int(free[rng.integers(len(free))])
             found += [(view, k, q) for q in _situated(known, view, rng)]
-    picked = [
-        item
-        for kind in SITUATED
-        for item in in_turn(
-            *(rng, [f for f in found if f[2].kind == kind], per_kind),
-            by=lambda f: f[2].key,
-            even=_EVEN.get(kind, 1),
-        )
-    ]
+    picked: list[tuple[View, int, Question]] = []
+    for kind in SITUATED:
+        # Answers are balanced for each way: what is behind is rare, so that `no` would be a good guess.
+        balanced = [
+            item
+            for way in ("", *WAYS)
+            for item in in_turn(
+                *(rng, [f for f in found if (f[2].kind, f[2].way) == (kind, way)], per_kind),
+                by=lambda f: f[2].key,
+                even=_EVEN.get(kind, 1),
+            )
+        ]
+        picked += in_turn(rng, balanced, per_kind, by=lambda f: f[2].way)
     rows: list[SQA3DRow] = []
     for view, k, q in picked:
         x, y = (float(v) for v in view.stand[k])
@@ -272,7 +278,9 @@ def _situated(known: Known, view: View, rng: np.random.Generator) -> Iterator[Qu
 
 
 def _situated_question(kind: str, answer: str, *about: int, **slots: str) -> Question:
-    return Question(kind, write(SITUATED[kind][0], **slots), (answer,), about)
+    words = slots.get("way")
+    way = next((name for name, said in WAYS.items() if said == words), "")
+    return Question(kind, write(SITUATED[kind][0], **slots), (answer,), about, way)
 
 
 def _in_sight(known: Known, view: View, i: int) -> bool:

@@ -1,4 +1,4 @@
-"""How far one gets without looking: the best constant answer to each kind of question."""
+"""How far one gets without looking: the best answer to each wording, whatever things it names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from vega_policy.scene.annotations import ScanQARow
 from vega_policy.scene.metrics.vsi_bench import mean_relative_accuracy
-from vega_policy.scene.questions.sentences import ASK, REFER, SITUATED, Family, read
+from vega_policy.scene.questions.sentences import ASK, REFER, SITUATED, Family, read, without_colour
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -31,17 +31,18 @@ class Blind:
     answers: int | None
     """How many different answers they have; None where they are boxes or captions."""
     best: str
-    """What is best said each time."""
+    """What is right most often."""
     score: float | None
-    """What that is worth by the task's metric, 0 to 1; None for captions."""
+    """What the best answer to each wording is worth by the task's metric, 0 to 1; None for captions."""
 
 
 def blind(rows: Mapping[Task, Sequence[Any]], truths: Iterable[SceneTruth]) -> tuple[Blind, ...]:
     """Return every kind of question with what is got without looking.
 
-    For ScanRefer that is a random object of the right class, for Multi3DRefer that there is none; else
-    the one answer that scores best over all rows of the kind: exact match for ScanQA and SQA3D, accuracy
-    or mean relative accuracy for VSI-Bench, of whose choices a constant may name the letter or the text.
+    For ScanRefer that is a random object of the right class, for Multi3DRefer that there is none. For
+    ScanQA and SQA3D it is the exact matches of the answer that is right most often to the same words, but
+    for the things they name; a colour word and ``to my left`` are such words. For VSI-Bench it is the
+    accuracy or mean relative accuracy of one answer to all of a type, for choices a letter or a text.
 
     Args:
         rows: As `generate` returns them, of any number of scenes.
@@ -61,7 +62,7 @@ def blind(rows: Mapping[Task, Sequence[Any]], truths: Iterable[SceneTruth]) -> t
 
 def table(found: Iterable[Blind]) -> str:
     """Return one line a kind, to be read by people."""
-    lines = [f"{'task':13} {'kind':29} {'rows':>6} {'answers':>7} {'score':>6}  said each time"]
+    lines = [f"{'task':13} {'kind':29} {'rows':>6} {'answers':>7} {'score':>6}  most often right"]
     for row in found:
         answers = "" if row.answers is None else str(row.answers)
         score = "" if row.score is None else f"{100 * row.score:.1f}"
@@ -99,17 +100,26 @@ def _captions(rows: Sequence[Any]) -> Blind:
 def _exact(
     task: str, rows: Sequence[ScanQARow | SQA3DRow], family: Family, labels: Sequence[str]
 ) -> list[Blind]:
-    answers: dict[str, list[tuple[str, ...]]] = {}
+    # kind -> wording -> right answers of each row
+    answers: dict[str, dict[tuple[str, bool], list[tuple[str, ...]]]] = {}
     for row in rows:
-        kind = read(row.question, family, nouns=labels)[0].kind
+        said = read(row.question, family, nouns=labels)[0]
+        named = said.slots.get("thing") or said.slots.get("things", "")
+        wording = (said.slots.get("way", ""), bool(without_colour(named)[0]))
         right = row.answers if isinstance(row, ScanQARow) else (row.answer,)
-        answers.setdefault(kind, []).append(right)
+        answers.setdefault(said.kind, {}).setdefault(wording, []).append(right)
     found: list[Blind] = []
-    for kind, rights in sorted(answers.items()):
-        best, n = Counter(a for right in rights for a in right).most_common(1)[0]
+    for kind, by_wording in sorted(answers.items()):
+        rights = [right for some in by_wording.values() for right in some]
+        n_right = sum(_most_frequent(some)[1] for some in by_wording.values())
         different = len({right[0] for right in rights})
-        found.append(Blind(task, kind, len(rights), different, best, n / len(rights)))
+        best = _most_frequent(rights)[0]
+        found.append(Blind(task, kind, len(rights), different, best, n_right / len(rights)))
     return found
+
+
+def _most_frequent(rights: Sequence[tuple[str, ...]]) -> tuple[str, int]:
+    return Counter(answer for right in rights for answer in right).most_common(1)[0]
 
 
 def _vsi(rows: Sequence[VsiRow]) -> list[Blind]:
