@@ -1,5 +1,8 @@
 """Every row is proved, and what is wrong in any way is caught."""
 
+import ast
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -82,6 +85,17 @@ def with_id(truth, object_id):
 
 def box(o):
     return tuple(float(x) for x in o.box)
+
+
+def test_the_proof_knows_nothing_of_the_generator():
+    code = (
+        "import sys; import vega_policy.scene.questions.prove; "
+        "print(sorted(name.rpartition('.')[2] for name in sys.modules if '.questions.' in name))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ast.literal_eval(out.stdout) == [
+        *("meaning", "measured", "prove", "prove_situated", "prove_vsi", "sentences")
+    ]
 
 
 # -- what is right -----------------------------------------------------------------------------------
