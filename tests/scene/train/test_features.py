@@ -54,7 +54,7 @@ def test_oracle_features_are_coordinates_and_move_with_the_room(model, bare_room
     bank = FeatureBank(model, rooms)
     moved = Move(turns=1, shift_m=torch.tensor([0.5, -0.3, 0.0])).room(rooms[0])
     for room in (rooms[0], moved):
-        places, known = cell_points(room.seen.points, room.seen.measured, grid=8, patch_px=16)
+        places, known = cell_points(room.seen.points, room.seen.measured, grid=8, patch_px=4)
         code = position_code(places, width=128, config=model.config.code)
         assert torch.equal(bank.of(room, "xyz"), code * known.unsqueeze(-1))
     assert not torch.equal(bank.of(moved, "xyz"), bank.of(rooms[0], "xyz"))
@@ -81,7 +81,7 @@ def test_moving_a_room_keeps_points_in_their_boxes(bare_rooms):
         points = r.seen.points[r.seen.measured]
         return ((points[:, None] - r.boxes[:, :3]).abs() <= half).all(-1).sum(0)
 
-    assert (inside(room) > 1000).all()
+    assert (inside(room) > 200).all()
     assert torch.equal(inside(moved), inside(room))
 
 

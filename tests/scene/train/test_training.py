@@ -28,6 +28,7 @@ def settings(out, **changed):
         "feature_store": "",
         "shift_m": 0.5,
         "checkpoint_every_s": 0.0,
+        "eyes": {"steps": 0},
         "scannet": {"arms": ["oracle"], "steps": 4, "texts_per_scene": 6},
         "vsi": {"arms": []},
     }

@@ -30,13 +30,14 @@ class SceneInputs:
     pixels: Tensor
     """(v, 3, h, w) uint8 RGB."""
     points: Tensor | None = None
-    """(v, h, w, 3) float32, the surface each pixel shows, in metres in the aligned frame; where no
-    depth was measured, the camera's own place. None without depth."""
+    """(v, h', w', 3) float32, the surface each pixel shows, in metres in the aligned frame; where no
+    depth was measured, the camera's own place. As many as pixels, or evenly spaced ones. None without
+    depth."""
     measured: Tensor | None = None
-    """(v, h, w) True where depth was measured; None without depth."""
+    """(v, h', w') True where depth was measured; None without depth."""
 
 
-def scene_inputs(scan: Scan, *, px: int) -> SceneInputs:
+def scene_inputs(scan: Scan, *, px: int, points_px: int | None = None) -> SceneInputs:
     """Stretch frames to a square, and lift their depth into the aligned frame.
 
     Colour is resized with an antialiased bicubic filter (frames of the right size stay as they are),
@@ -45,6 +46,7 @@ def scene_inputs(scan: Scan, *, px: int) -> SceneInputs:
     Args:
         scan: Frames with poses; depth either in all or in none.
         px: Side of the model's image.
+        points_px: Side of the map of points: fewer take less memory. None: one for each pixel.
 
     Raises:
         ContractError: There is no frame, or some frames lack depth; all are listed.
@@ -60,7 +62,7 @@ def scene_inputs(scan: Scan, *, px: int) -> SceneInputs:
     pixels = resize_frames([f.image for f in scan.frames], size=(px, px))
     if bare:
         return SceneInputs(pixels=pixels)
-    lifted = [_lift(frame, scan, px) for frame in scan.frames]
+    lifted = [_lift(frame, scan, px if points_px is None else points_px) for frame in scan.frames]
     return SceneInputs(
         pixels=pixels,
         points=torch.from_numpy(np.stack([p for p, _ in lifted])),

@@ -330,34 +330,33 @@ class ScanNetModel(SceneModel):
             fine = tokens
         points = counts = None
         if scene.points is not None:
-            every, takes_part = self._points(scene)
-            places, known = cell_points(every, takes_part, grid=grid, patch_px=self.patch_px)
+            every, takes_part, patch_px = self._points(scene)
+            places, known = cell_points(every, takes_part, grid=grid, patch_px=patch_px)
             if self.config.code_on == "all":
                 tokens = tokens + (self.code(places) * known.unsqueeze(-1)).to(tokens)
-            points = patch_points(every, patch_px=self.patch_px)
-            counts = patch_points(takes_part, patch_px=self.patch_px)
+            points = patch_points(every, patch_px=patch_px)
+            counts = patch_points(takes_part, patch_px=patch_px)
         rows = tokens.unflatten(1, (grid, grid))
         newline = self.backbone.model.image_newline.to(rows).expand(*rows.shape[:2], 1, -1)
         flat = torch.cat([rows, newline], dim=2).flatten(0, 2)
         return flat, fine, points, counts, None if fused.gate is None else fused.gate[0]
 
-    def _points(self, scene: SceneInputs) -> tuple[Tensor, Tensor]:
+    def _points(self, scene: SceneInputs) -> tuple[Tensor, Tensor, int]:
+        """Return points, which of them take part, and how many of them lie along a patch."""
         points, measured = scene.points, scene.measured
-        if (
-            points is None
-            or measured is None
-            or points.shape[:3]
-            != (
-                len(scene.pixels),
-                self.image_px,
-                self.image_px,
-            )
-        ):
+        v, side = len(scene.pixels), 0 if scene.points is None else scene.points.shape[1]
+        if points is None or measured is None or points.shape[:3] != (v, side, side):
+            raise ContractError("points are no square maps; make the inputs with scene_inputs")
+        every = self.image_px // side
+        if every * side != self.image_px or self.patch_px % every:
             raise ContractError(
-                "points are not one for each pixel; make the inputs with scene_inputs"
+                f"maps of {side}x{side} points do not lie evenly in patches of {self.patch_px} pixels of "
+                f"an image of {self.image_px}; make the inputs with as many points as pixels, or every "
+                f"{self.patch_px}th"
             )
         points, measured = points.to(self.device), measured.to(self.device)
-        return points, torch.ones_like(measured) if self.config.points == "all" else measured
+        takes_part = torch.ones_like(measured) if self.config.points == "all" else measured
+        return points, takes_part, self.patch_px // every
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         """Resample (v, m, e) bilinearly to (v, n, e), as the backbone does with a video."""

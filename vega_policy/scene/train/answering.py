@@ -22,6 +22,7 @@ from vega_policy.scene.heads.scannet_model import ScanNetModel
 from vega_policy.scene.train.cases import TASKS
 from vega_policy.scene.train.learning import encode, places
 from vega_policy.scene.train.reading import answers_to, ground_scores, read_texts
+from vega_policy.scene.train.rooms import stretches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,8 +46,18 @@ def answer_all(
     rooms: Sequence[Room],
     cases: Mapping[str, Sequence[Case]],
     bank: FeatureBank,
+    *,
+    views: int,
 ) -> dict[Task, list[dict[str, Any]]]:
     """Answer every question about some rooms.
+
+    Args:
+        model: A scene model.
+        arm: What it sees.
+        rooms: Whole rooms.
+        cases: Questions by scene.
+        bank: Features of the rooms.
+        views: Frames it sees, evenly spaced.
 
     Returns:
         Rows of prediction files by task.
@@ -57,7 +68,8 @@ def answer_all(
             asked = cases.get(room.scene_id)
             if not asked:
                 continue
-            tokens = encode(model, arm, room, bank)
+            seen = room.seen_in([a for a, _ in stretches(len(room.seen.pixels), views)])
+            tokens = encode(model, arm, seen, bank)
             for task in TASKS:
                 some = [case for case in asked if case.task == task]
                 if not some:

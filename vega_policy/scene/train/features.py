@@ -62,21 +62,23 @@ class FeatureBank:
         """Return features of the model's shape: (v, n, c), or (v, g, g, c) for a `VsiModel`.
 
         Args:
-            room: Possibly `moved`; its coordinates are those of its points now.
+            room: Possibly moved, or some of its views; its coordinates are those of its points now.
             what: See `Arm`.
         """
         match what:
             case None:
                 return None
             case "prior":
-                return self._of_prior(room.scene_id)
+                return _seen(self._of_prior(room.scene_id), room)
             case "zeroed":
                 return torch.zeros_like(self._of_xyz(room))
             case "xyz":
                 return self._of_xyz(room)
             case "shuffled":
+                # The same frames of another walk, as far as it goes.
+                n = len(self._rooms[room.scene_id].seen.pixels)
                 other = self._of_prior(self._other[room.scene_id])
-                return other[torch.arange(len(room.seen.pixels)) % len(other)]
+                return _seen(other[torch.arange(n) % len(other)], room)
 
     def _of_prior(self, scene_id: str) -> Tensor:
         if scene_id not in self._known:
@@ -109,6 +111,10 @@ class FeatureBank:
         code = model.config.code if isinstance(model.config, ScanNetConfig) else CodeConfig()
         found = position_code(places, width=prior.width, config=code) * is_known.unsqueeze(-1)
         return found.unflatten(1, (prior.grid, -1)) if isinstance(model, VsiModel) else found
+
+
+def _seen(features: Tensor, room: Room) -> Tensor:
+    return features if room.views is None else features[list(room.views)]
 
 
 class RememberedTowers(nn.Module):

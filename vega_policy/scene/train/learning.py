@@ -18,7 +18,8 @@ from vega_policy.scene.train.arms import Arm
 from vega_policy.scene.train.cases import Case
 from vega_policy.scene.train.features import FeatureBank
 from vega_policy.scene.train.reading import ground_scores, read_texts, text_losses
-from vega_policy.scene.train.rooms import Move, Room, grey
+from vega_policy.scene.train.rooms import Move, Room, grey, stretches
+from vega_policy.scene.train.settings import Precision
 from vega_policy.train.prior.stage import draw_generator
 
 
@@ -27,7 +28,9 @@ class BatchConfig:
     """What an update sees."""
 
     scenes: int = 2
-    texts_per_scene: int = 16
+    texts_per_scene: int = 48
+    views: int = 6
+    """Frames of a scene, one drawn from each of so many stretches of the walk."""
     shift_m: float = 2.0
     """Rooms are shifted by up to this along x and y, and turned by right angles; see `moved`."""
 
@@ -44,6 +47,7 @@ class SceneLoss:
     bank: FeatureBank
     batch: BatchConfig
     seed: int
+    precision: Precision = "float32"
 
     def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean over all texts of the update, and the means of both kinds.
@@ -57,12 +61,20 @@ class SceneLoss:
             room = self.rooms[number]
             shift = (torch.rand(3, generator=g) * 2 - 1) * self.batch.shift_m
             shift[2] = 0.0
+            drawn = torch.rand(self.batch.views, generator=g).tolist()
+            parts_of_walk = stretches(len(room.seen.pixels), self.batch.views)
+            room = room.seen_in(
+                [a + int(u * (b - a)) for (a, b), u in zip(parts_of_walk, drawn, strict=False)]
+            )
             move = Move(turns=int(torch.randint(4, (1,), generator=g)), shift_m=shift)
             cases = self.cases[room.scene_id]
             order = torch.randperm(len(cases), generator=g)[: self.batch.texts_per_scene]
             picks = torch.randint(2**31, (len(order),), generator=g).tolist()
             chosen = [cases[i] for i in order.tolist()]
-            found = self._of_scene(room, move, chosen, picks)
+            with torch.autocast(
+                self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+            ):
+                found = self._of_scene(room, move, chosen, picks)
             ground += found[0]
             text += found[1]
         parts = {

@@ -20,9 +20,11 @@ from vega_policy.scene.train.answering import answer_all
 from vega_policy.scene.train.arms import ARMS
 from vega_policy.scene.train.cases import words
 from vega_policy.scene.train.corpus import read_corpus
+from vega_policy.scene.train.eyes import train_eyes
 from vega_policy.scene.train.features import FeatureBank
 from vega_policy.scene.train.learning import BatchConfig, SceneLoss
-from vega_policy.scene.train.models import match_scales, new_scannet, new_vsi, save
+from vega_policy.scene.train.models import centre, new_scannet, new_vsi, save
+from vega_policy.scene.train.rooms import digest_of
 from vega_policy.scene.train.settings import Head
 from vega_policy.spec.files import write_atomic
 from vega_policy.spec.processes import end_with_parent
@@ -83,6 +85,8 @@ def run_all(config: SceneTrainConfig, corpus: Corpus) -> None:
         ContractError: A folder holds an arm of other settings.
     """
     open_jobs = [j for j in jobs_of(config) if not _is_done(j, config, corpus)]
+    if config.eyes.steps and any(job.head == "scannet" for job in open_jobs):
+        train_eyes(config, corpus, eyes_folder(config))
     if config.workers == 1 or len(open_jobs) < 2:
         for job in open_jobs:
             run_arm(job, config, corpus)
@@ -104,6 +108,11 @@ def run_all(config: SceneTrainConfig, corpus: Corpus) -> None:
             raise
 
 
+def eyes_folder(config: SceneTrainConfig) -> Path:
+    """Return where the towers of all arms are."""
+    return config.out_dir / "eyes"
+
+
 def run_arm(job: Job, config: SceneTrainConfig, corpus: Corpus) -> None:
     """Train one arm, from its last checkpoint where there is one, and write its answers."""
     arm, folder = ARMS[job.arm], job.folder(config)
@@ -122,9 +131,13 @@ def run_arm(job: Job, config: SceneTrainConfig, corpus: Corpus) -> None:
             cases=cases,
             bank=bank_of(model, corpus.train, config),
             batch=BatchConfig(
-                scenes=study.scenes, texts_per_scene=study.texts_per_scene, shift_m=config.shift_m
+                scenes=study.scenes,
+                texts_per_scene=study.texts_per_scene,
+                views=study.views,
+                shift_m=config.shift_m,
             ),
             seed=config.seed,
+            precision=config.precision,
         ),
         config=config.stage(job.head),
         around=Surroundings(
@@ -139,7 +152,9 @@ def run_arm(job: Job, config: SceneTrainConfig, corpus: Corpus) -> None:
     save(model, folder / "model")
     asked = corpus.asked(corpus.held_out, tasks)
     answers = answer_all(
-        *(model, arm, corpus.held_out, asked), bank_of(model, corpus.held_out, config)
+        *(model, arm, corpus.held_out, asked),
+        bank_of(model, corpus.held_out, config),
+        views=study.views,
     )
     for task, rows in answers.items():
         write_atomic(folder / "predictions" / f"{task}.json", json.dumps(rows) + "\n")
@@ -157,10 +172,19 @@ def build(head: Head, arm: Arm, config: SceneTrainConfig, corpus: Corpus) -> Any
     texts = words(case for some in cases.values() for case in some)
     how: dict[str, Any] = {"policy": config.policy, "fusion": config.fusion, "seed": config.seed}
     if head == "scannet":
-        model = new_scannet(arm, texts, wiring=config.wiring, **how)
+        eyes = eyes_folder(config) if config.eyes.steps else None
+        model = new_scannet(arm, texts, wiring=config.wiring, eyes=eyes, **how)
     else:
         model = new_vsi(arm, texts, **how)
-    match_scales(model, torch.cat([room.seen.pixels for room in corpus.train[:4]]))
+    some = corpus.train[:4]
+    bank = bank_of(model, some, config)
+    features = [bank.of(room, arm.features) for room in some]
+    given = [one for one in features if one is not None]
+    centre(
+        model,
+        torch.cat([room.seen.pixels for room in some]),
+        torch.cat(given) if given else None,
+    )
     return model
 
 
@@ -178,9 +202,8 @@ def made_with(job: Job, config: SceneTrainConfig, corpus: Corpus) -> dict[str, A
     study = {k: v for k, v in settings[job.head].items() if k != "arms"}
     digest = hashlib.sha256()
     for side, rooms in (("train", corpus.train), ("held out", corpus.held_out)):
+        digest.update(side.encode() + digest_of(rooms))
         for room in rooms:
-            digest.update(f"{side} {room.scene_id} {len(room.seen.pixels)}".encode())
-            digest.update(room.seen.pixels.numpy().tobytes())
             for case in corpus.cases[room.scene_id]:
                 if case.task in config.tasks_of(job.head):
                     said = (case.prompt, case.targets, case.answers, case.coord)

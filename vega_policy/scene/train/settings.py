@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Head = Literal["scannet", "vsi"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class DataConfig:
     """Folder of scans in ScanNet's layout, with objects; see scripts/scan.py."""
     annotations: str = "data/rooms/annotations"
     """Folder of the public annotation files; see `readers.folder`."""
-    n_frames: int = 6
-    """Evenly spaced views of a scan."""
+    n_frames: int = 24
+    """Evenly spaced frames of a scan that are kept in memory."""
     train_scenes: int | None = None
     """Use only the first so many of the split's training scenes."""
     held_out_scenes: int | None = None
@@ -48,8 +49,25 @@ class StudyConfig:
     """Updates of an arm."""
     scenes: int = 2
     """Scenes of an update."""
-    texts_per_scene: int = 16
+    texts_per_scene: int = 48
     """Questions about each of them, drawn from all tasks."""
+    views: int = 6
+    """Frames an update sees of a scene, one drawn from each of so many stretches of the walk; answers
+    see the first of each."""
+
+
+@dataclass(frozen=True)
+class EyesConfig:
+    """How the policy's towers, which have never seen a room, come to know furniture; see `eyes`."""
+
+    steps: int = 4000
+    """Updates; 0: they stay as they are."""
+    scenes: int = 2
+    """Scenes of an update."""
+    views: int = 6
+    """Frames of each."""
+    peak: float = 1e-3
+    """Learning rate after the warm-up."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,7 @@ class SceneTrainConfig:
     """Rule of the arms that have features; the default is that of the released ScanNet code."""
     wiring: Wiring = "fused"
     """See `arms`."""
+    eyes: EyesConfig = field(default_factory=EyesConfig)
     tasks: tuple[str, ...] = TASKS
     data: DataConfig = field(default_factory=DataConfig)
     scannet: StudyConfig = field(
@@ -101,8 +120,10 @@ class SceneTrainConfig:
         default_factory=lambda: StudyConfig(arms=("full", "no_prior", "no_vision"), steps=300)
     )
     published: PublishedConfig = field(default_factory=PublishedConfig)
-    peak: float = 5e-4
+    peak: float = 1e-3
     """Learning rate after the warm-up."""
+    precision: Precision = "bfloat16"
+    """Of an update's forward pass; answers are always given in float32."""
     warmup_steps: int = 50
     clip_norm: float = 1.0
     ema_decay: float = 0.99
@@ -130,6 +151,19 @@ class SceneTrainConfig:
             warmup_steps=self.warmup_steps,
             clip_norm=self.clip_norm,
             ema_decay=self.ema_decay,
+            precision=self.precision,
+        )
+
+    def eyes_stage(self) -> StageConfig:
+        """Return the settings of the towers' updates."""
+        return StageConfig(
+            steps=self.eyes.steps,
+            peak=self.eyes.peak,
+            warmup_steps=self.warmup_steps,
+            weight_decay=0.05,
+            clip_norm=self.clip_norm,
+            ema_decay=self.ema_decay,
+            precision=self.precision,
         )
 
     def tasks_of(self, head: Head) -> tuple[Task, ...]:
@@ -172,6 +206,8 @@ def _problems(config: SceneTrainConfig) -> list[str]:
     least = [
         ("workers", config.workers),
         ("data.n_frames", config.data.n_frames),
+        ("eyes.scenes", config.eyes.scenes),
+        ("eyes.views", config.eyes.views),
         *((f"{h}.{k}", getattr(config.study(h), k)) for h in ("scannet", "vsi") for k in _COUNTS),
     ]
     problems += [f"{name} is {value}, expected at least 1" for name, value in least if value < 1]
@@ -180,4 +216,4 @@ def _problems(config: SceneTrainConfig) -> list[str]:
     return problems
 
 
-_COUNTS = ("steps", "scenes", "texts_per_scene")
+_COUNTS = ("steps", "scenes", "texts_per_scene", "views")
