@@ -77,3 +77,21 @@ def test_answers_are_those_of_generation(kind, request):
     expected = [model.answer(tokens, [text], max_new_tokens=5)[0] for text in TEXTS]
     assert any(expected)
     assert answers_to(model, tokens, TEXTS, max_new_tokens=5) == expected
+
+
+@pytest.mark.parametrize("head", ["scannet", "vsi"])
+def test_texts_read_without_the_scene_depend_on_their_words_alone(head, request, bare_rooms):
+    model, tokens, _ = request.getfixturevalue(head)
+    other = bare_rooms[0][1]
+    with torch.no_grad():
+        elsewhere = model.encode([other.seen if head == "scannet" else other.video])
+        states = [
+            read_texts(model, t, TEXTS, answers=ANSWERS, with_scene=with_scene).states[0, -1]
+            for with_scene in (False, True)
+            for t in (tokens, elsewhere)
+        ]
+        alone = read_texts(model, tokens, TEXTS[:1], answers=ANSWERS[:1], with_scene=False)
+    # Places of tokens differ by the longer scene or text before them, which attention does not see.
+    assert torch.equal(states[0], states[1])
+    assert not torch.allclose(states[2], states[3], atol=1e-4)
+    torch.testing.assert_close(alone.states[0, -1], states[0], rtol=1e-4, atol=1e-4)

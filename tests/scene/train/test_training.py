@@ -29,6 +29,7 @@ def settings(out, **changed):
         "shift_m": 0.5,
         "checkpoint_every_s": 0.0,
         "eyes": {"steps": 0},
+        "words_first": 1,
         "scannet": {"arms": ["oracle"], "steps": 4, "texts_per_scene": 6},
         "vsi": {"arms": []},
     }
@@ -80,7 +81,15 @@ def test_an_arm_that_is_done_is_not_trained_again(corpus, tmp_path, monkeypatch)
 def test_what_only_places_decide_is_learnt_from_coordinates_alone(
     corpus, name, is_learnt, tmp_path
 ):
-    config = settings(tmp_path, warmup_steps=20, checkpoint_every_s=30.0, tasks=["scanrefer"])
+    config = settings(
+        tmp_path,
+        warmup_steps=20,
+        checkpoint_every_s=30.0,
+        tasks=["scanrefer"],
+        words_first=60,
+        peak=5e-4,
+        precision="float32",
+    )
     config = dataclasses.replace(
         config, scannet=dataclasses.replace(config.scannet, arms=(name,), steps=160)
     )

@@ -135,5 +135,6 @@ class RememberedTowers(nn.Module):
         """Return (1, v, n, e) of (1, v, 3, h, w) uint8; see `SemanticTowers.forward`."""
         key = frame_digest(pixels.cpu().numpy())
         if key not in self._known:
-            self._known[key] = self.towers(pixels, condition)
+            with torch.autocast(pixels.device.type, enabled=False):
+                self._known[key] = self.towers(pixels, condition)
         return self._known[key]

@@ -92,7 +92,7 @@ def new_vsi(arm: Arm, texts: Sequence[str], *, policy: str, fusion: str, seed: i
 
 @torch.no_grad()
 def centre(model: ScanNetModel | VsiModel, frames: Tensor, features: Tensor | None) -> None:
-    """Give each channel of both projectors mean 0 and the spread of the position code over some frames.
+    """Give both projectors mean 0, channel by channel, and the spread of the position code over some frames.
 
     Tokens of a policy's projector have a cosine of 0.94 with each other and those of a new one of nearly as
     much: what all of them share hides the rest, and learning to tell objects apart takes many times
@@ -118,10 +118,11 @@ SPREAD = math.sqrt(0.5)
 
 def _centre(last: nn.Linear, tokens: Tensor) -> None:
     tokens = tokens.flatten(0, 1)
-    mean, spread = tokens.mean(0), tokens.std(0)
+    mean = tokens.mean(0)
+    spread = float((tokens - mean).square().mean().sqrt())
     # Zeros in place of features have no spread, and keep their weights.
-    scale = torch.where(spread > 1e-3 * SPREAD, SPREAD / spread.clamp(min=1e-9), 1.0)
-    last.weight.mul_(scale[:, None])
+    scale = SPREAD / spread if spread > 1e-3 * SPREAD else 1.0
+    last.weight.mul_(scale)
     last.bias.sub_(mean).mul_(scale)
 
 

@@ -44,7 +44,7 @@ class Texts:
     positions: Tensor
     """(..., q, 1) of each row's last token."""
     memory: Any
-    """Keys and values of scene and texts."""
+    """Keys and values of scene and texts; None where texts were read without a scene."""
 
 
 def read_texts(
@@ -54,6 +54,7 @@ def read_texts(
     *,
     answers: Sequence[str] | None,
     coords: Sequence[Tensor] | None = None,
+    with_scene: bool = True,
 ) -> Texts:
     """Read texts about one scene.
 
@@ -63,6 +64,7 @@ def read_texts(
         texts: Prompts.
         answers: See `SceneModel.ask`.
         coords: See `SceneModel.ask`.
+        with_scene: False: texts see each other's words only, as if nothing stood before them.
     """
     alone = model.ask(tokens, [""], answers=None)
     asked = model.ask(tokens.take([0] * len(texts)), texts, answers=answers, coords=coords)
@@ -73,9 +75,25 @@ def read_texts(
     text_mask = asked.mask[:, -t:] * (
         torch.arange(t, 0, -1, device=lengths.device) <= (lengths - end)[:, None]
     )
-    mask = torch.cat([asked.mask.new_ones(len(texts), end), text_mask], dim=1)
     positions = _positions(model, asked)
     backbone = model.backbone.model
+    places = asked.handed["mm_encoder_outputs"].get("video")
+    given: dict[str, Any] = {
+        "input_ids": asked.ids[:, -t:],
+        "position_ids": positions[..., -t:],
+        **({} if places is None else {"mm_encoder_outputs": {"video": places}}),
+    }
+    if not with_scene:
+        read = backbone(attention_mask=text_mask, **given)
+        return Texts(
+            states=read.last_hidden_state,
+            ids=asked.ids[:, -t:],
+            labels=asked.labels[:, -t:],
+            mask=text_mask,
+            positions=positions[..., -1:],
+            memory=None,
+        )
+    mask = torch.cat([asked.mask.new_ones(len(texts), end), text_mask], dim=1)
     handed = {k: v for k, v in alone.handed.items() if k != "position_ids"}
     if "mm_token_type_ids" in handed:
         handed["mm_token_type_ids"] = handed["mm_token_type_ids"][:, :end]
@@ -87,15 +105,7 @@ def read_texts(
     )
     memory = scene_read.past_key_values
     memory.batch_repeat_interleave(len(texts))
-    places = asked.handed["mm_encoder_outputs"].get("video")
-    read = backbone(
-        input_ids=asked.ids[:, -t:],
-        attention_mask=mask,
-        position_ids=positions[..., -t:],
-        past_key_values=memory,
-        use_cache=True,
-        **({} if places is None else {"mm_encoder_outputs": {"video": places}}),
-    )
+    read = backbone(attention_mask=mask, past_key_values=memory, use_cache=True, **given)
     return Texts(
         states=read.last_hidden_state,
         ids=asked.ids[:, -t:],

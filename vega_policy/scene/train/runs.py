@@ -134,6 +134,7 @@ def run_arm(job: Job, config: SceneTrainConfig, corpus: Corpus) -> None:
                 scenes=study.scenes,
                 texts_per_scene=study.texts_per_scene,
                 views=study.views,
+                words_first=config.words_first,
                 shift_m=config.shift_m,
             ),
             seed=config.seed,

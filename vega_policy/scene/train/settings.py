@@ -127,6 +127,9 @@ class SceneTrainConfig:
     warmup_steps: int = 50
     clip_norm: float = 1.0
     ema_decay: float = 0.99
+    words_first: int = 200
+    """Updates that read texts without the scene: a new language model, unlike a published one, knows no
+    words, and does not find out that twenty of them matter among three hundred visual tokens."""
     shift_m: float = 2.0
     """See `BatchConfig`."""
     feature_store: str = "runs/features"
