@@ -3,9 +3,7 @@
 Nothing here is committed: the files keep the terms of their data sets.
 """
 
-import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,24 +17,15 @@ from vega_policy.scene.readers.scanrefer import read_scanrefer, write_scanrefer
 from vega_policy.scene.readers.sqa3d import read_sqa3d, write_sqa3d
 from vega_policy.scene.readers.vsi_bench import read_vsi_meta
 
-ROOT = Path(os.environ.get("VEGA_SCENE_DATA", "no such folder"))
 
-
-def real(*parts):
-    path = ROOT.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"{'/'.join(parts)} is not in VEGA_SCENE_DATA")
-    return path
-
-
-def test_scan2cap_has_its_objects_captions_and_misses():
+def test_scan2cap_has_its_objects_captions_and_misses(real):
     rows = read_scan2cap(real("scan2cap", "scan2cap_val_llava_style.json"))
     assert len(rows) == 2068
     assert sum(row.box_input is None for row in rows) == 373
     assert sum(len(row.references) for row in rows) == 9508
 
 
-def test_ground_truth_and_proposals_are_those_of_the_released_rows():
+def test_ground_truth_and_proposals_are_those_of_the_released_rows(real):
     rows = read_scan2cap(real("scan2cap", "scan2cap_val_llava_style.json"))
     scans = real("scannet")
     proposals = read_proposals(real("proposals", "objects_info_3dvista_200c_wof"))
@@ -49,7 +38,7 @@ def test_ground_truth_and_proposals_are_those_of_the_released_rows():
             assert gaps.min() < 1e-6
 
 
-def test_scanqa_reads_the_same_from_both_forms():
+def test_scanqa_reads_the_same_from_both_forms(real):
     plain = read_scanqa(real("scanqa", "ScanQA_v1.0_val.json"))
     said = read_scanqa(real("scanqa", "scanqa_val_llava_style.json"))
     assert len(plain) == 4675
@@ -57,7 +46,7 @@ def test_scanqa_reads_the_same_from_both_forms():
     assert by_id == {row.question_id: (row.scene_id, row.question, row.answers) for row in said}
 
 
-def test_sqa3d_has_its_types_and_survives_writing(tmp_path):
+def test_sqa3d_has_its_types_and_survives_writing(real, tmp_path):
     plain = read_annotations(real(), "sqa3d")
     said = read_sqa3d(real("sqa3d", "sqa3d_test_llava_style.json"))
     counts = Counter(row.question_type for row in said)
@@ -75,7 +64,7 @@ def test_sqa3d_has_its_types_and_survives_writing(tmp_path):
     assert read_sqa3d(tmp_path / "a_questions.json") == plain
 
 
-def test_scanrefer_survives_writing(tmp_path):
+def test_scanrefer_survives_writing(real, tmp_path):
     files = sorted(real("scanrefer").glob("ScanRefer_filtered_val*.json"))
     if not files:
         pytest.skip("no ScanRefer file in VEGA_SCENE_DATA")
@@ -85,7 +74,7 @@ def test_scanrefer_survives_writing(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "n"), [("scannet", 88), ("scannetpp", 50), ("arkitscenes", 150)])
-def test_meta_info_has_its_scenes(name, n):
+def test_meta_info_has_its_scenes(real, name, n):
     scenes = read_vsi_meta(real("vsi_bench", "meta_info", f"{name}_meta_info_val.json"))
     assert len(scenes) == n
     for scene in scenes.values():

@@ -110,7 +110,8 @@ def resize_frames(images: Sequence[NDArray[np.uint8]], *, size: tuple[int, int])
 
 
 def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    plane = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    # A copy: images read from files may not be writable, which torch cannot hold.
+    plane = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     if image.shape[:2] == size:
         return plane.contiguous()
     grown = functional.interpolate(plane[None].float(), size, mode="bicubic", antialias=True)
