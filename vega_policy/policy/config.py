@@ -8,7 +8,6 @@ OpenVLA-OFT checkpoints and of Wan2.1-T2V-1.3B. Both are the same classes.
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from typing import Any, Literal
 
 from vega_policy.policy.heads import HeadConfig
 from vega_policy.spec import CAMERAS, ActionSpec, ContractError
-from vega_policy.spec.names import nearest, require_name
+from vega_policy.spec.names import require_name
+from vega_policy.spec.settings import merge
 from vega_policy.vision.fusion import FusionConfig
 from vega_policy.vision.prior import PriorConfig, WanDims
 from vega_policy.vision.semantic import (
@@ -123,7 +123,7 @@ class PolicyConfig:
             ContractError: A key is unknown or a value has the wrong type; all are listed at once.
         """
         problems: list[str] = []
-        config = _merge(self, values, "", problems)
+        config = merge(self, values, problems=problems)
         if problems:
             raise ContractError("policy configuration: " + "; ".join(problems))
         return config
@@ -197,59 +197,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in typing.cast("list[Any]", value)]
     return value
-
-
-def _merge(base: Any, values: Mapping[str, Any], path: str, problems: list[str]) -> Any:
-    """Return ``base`` with ``values`` in place of its fields; note what does not fit."""
-    hints = typing.get_type_hints(type(base))
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        where = f"{path}{key}"
-        if key not in hints:
-            problems.append(f"unknown key {where!r}; {nearest(key, hints)}")
-            continue
-        current = getattr(base, key)
-        if dataclasses.is_dataclass(current):
-            if isinstance(value, Mapping):
-                changes[key] = _merge(
-                    current, typing.cast("Mapping[str, Any]", value), f"{where}.", problems
-                )
-            else:
-                problems.append(f"{where} is {value!r}, expected a group of settings")
-        else:
-            ok, converted = _convert(value, hints[key])
-            if ok:
-                changes[key] = converted
-            else:
-                problems.append(f"{where} is {value!r}, expected {_type_name(hints[key])}")
-    return dataclasses.replace(base, **changes)
-
-
-def _convert(value: Any, hint: Any) -> tuple[bool, Any]:
-    """Return whether a JSON value fits a type, and the value in that type."""
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return value in typing.get_args(hint), value
-    if origin is tuple:
-        kinds = typing.get_args(hint)
-        if not isinstance(value, (list, tuple)):
-            return False, value
-        items = typing.cast("list[Any]", value)
-        if kinds[-1] is not Ellipsis and len(items) != len(kinds):
-            return False, items
-        pairs = [_convert(item, kinds[0]) for item in items]
-        return all(ok for ok, _ in pairs), tuple(item for _, item in pairs)
-    if isinstance(hint, types.UnionType):
-        results = [_convert(value, kind) for kind in typing.get_args(hint)]
-        return next(((ok, v) for ok, v in results if ok), (False, value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
-    if isinstance(value, bool) and hint is not bool:
-        return False, value
-    return isinstance(value, hint), value
-
-
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
-    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)

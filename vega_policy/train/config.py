@@ -13,11 +13,11 @@ from vega_policy.data.feature_cache import FeatureDtype
 from vega_policy.policy.config import PolicyConfig
 from vega_policy.spec import ContractError
 from vega_policy.spec.names import require_name
+from vega_policy.spec.settings import build
 from vega_policy.train.lora import LoraConfig, Tune
 from vega_policy.train.metrics import SINKS
 from vega_policy.train.ranks import Parallel
 from vega_policy.train.schedule import ScheduleConfig
-from vega_policy.train.settings import build
 from vega_policy.vision.fusion import FUSIONS
 from vega_policy.vision.prior import PRIORS, WEIGHTLESS
 

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from vega_policy.spec import ContractError
-from vega_policy.spec.names import nearest
+from vega_policy.spec.settings import build
 from vega_policy.vision.stream import VisionConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 T = TypeVar("T")
 Chat = Literal["plain", "qwen"]
@@ -83,41 +83,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
         ContractError: A key is unknown or a group is none; all are listed.
     """
     problems: list[str] = []
-    config = _read(kind, values, "", problems)
+    config = build(kind, values, problems=problems)
     if problems:
         raise ContractError("scene configuration: " + "; ".join(problems))
     return config
-
-
-def _read(kind: Any, values: Mapping[str, Any], path: str, problems: list[str]) -> Any:
-    hints = typing.get_type_hints(kind)
-    fields: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in hints:
-            problems.append(f"unknown key {path + name!r}; {nearest(name, hints)}")
-        elif dataclasses.is_dataclass(hints[name]):
-            if isinstance(value, Mapping):
-                group = typing.cast("Mapping[str, Any]", value)
-                fields[name] = _read(hints[name], group, f"{path}{name}.", problems)
-            else:
-                problems.append(f"{path}{name} is {value!r}, expected a group of settings")
-        elif not _fits(value, hints[name]):
-            problems.append(f"{path}{name} is {value!r}, expected {hints[name]}")
-        elif typing.get_origin(hints[name]) is tuple:
-            fields[name] = tuple(value)
-        else:
-            fields[name] = value
-    return kind(**fields)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return value in typing.get_args(hint)
-    if origin is tuple:
-        return isinstance(value, (list, tuple))
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(hint))
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)

@@ -12,8 +12,8 @@ from vega_policy.scene.train.arms import ARMS, Wiring
 from vega_policy.scene.train.cases import TASKS, Task
 from vega_policy.spec import ContractError
 from vega_policy.spec.names import nearest
+from vega_policy.spec.settings import build
 from vega_policy.train.prior.settings import StageConfig
-from vega_policy.train.settings import build
 from vega_policy.vision.fusion import FUSIONS
 
 if TYPE_CHECKING:

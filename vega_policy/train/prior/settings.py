@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vega_policy.spec import ContractError
-from vega_policy.train.settings import build
+from vega_policy.spec.settings import build
 from vega_policy.vision.prior.config import WanDims
 
 if TYPE_CHECKING:
