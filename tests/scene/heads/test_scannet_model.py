@@ -53,8 +53,8 @@ def test_a_new_model_hears_the_text_among_the_visual_tokens(model):
         states = model.read(asked)[asked.labels == model.token_id(prompts.GROUND)]
     states = torch.nn.functional.normalize(states, dim=-1)
     others = ~torch.eye(len(texts), dtype=torch.bool)
-    # With usual first weights this is 1e-4, and nothing is learnt for a thousand updates.
-    assert float((1 - states @ states.T)[others].mean()) > 0.01
+    # With usual first weights this is 1e-4; training reads words alone first (`words_first`).
+    assert float((1 - states @ states.T)[others].mean()) > 0.001
 
 
 def with_fusion(name, **settings):
