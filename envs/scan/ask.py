@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vega_policy.data.progress import Progress
+from vega_policy.scene.annotations import TASKS, Row, Task
 from vega_policy.scene.questions.blind import Blind, blind
-from vega_policy.scene.questions.generate import TASKS, Row, Rows, Task, generate
+from vega_policy.scene.questions.generate import Rows, generate
 from vega_policy.scene.questions.prove import prove
 from vega_policy.scene.readers.multi3drefer import write_multi3drefer
 from vega_policy.scene.readers.scan2cap import write_scan2cap

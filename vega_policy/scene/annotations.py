@@ -7,7 +7,7 @@ Boxes are ``cx cy cz dx dy dz``, metres, axis-aligned in the aligned frame of `s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Box = tuple[float, float, float, float, float, float]
 """Centre and full size in metres."""
@@ -113,3 +113,9 @@ class VsiRow:
     """``A. ...`` and so on; None where a number is asked for."""
     pruned: bool | None = None
     """Left out of the debiased set; None where the file does not say."""
+
+
+Row = ScanReferRow | Multi3DReferRow | Scan2CapRow | ScanQARow | SQA3DRow | VsiRow
+Task = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d", "vsi_bench"]
+TASKS: tuple[Task, ...] = get_args(Task)
+"""Whose row each of them is, in the same order."""

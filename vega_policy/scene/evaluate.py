@@ -19,8 +19,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
+from vega_policy.scene.annotations import TASKS, Task
 from vega_policy.scene.boxes import NOWHERE
 from vega_policy.scene.metrics.multi3drefer import score_multi3drefer
 from vega_policy.scene.metrics.public import public_rows
@@ -57,9 +58,6 @@ __all__ = [
     "find_annotations",
     "read_rows",
 ]
-
-Task = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d", "vsi_bench"]
-TASKS: tuple[Task, ...] = get_args(Task)
 
 
 @dataclass(frozen=True, kw_only=True)

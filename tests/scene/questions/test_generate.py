@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from vega_policy.scene.annotations import TASKS
 from vega_policy.scene.questions.choosing import Letters, generator, in_turn
-from vega_policy.scene.questions.generate import TASKS, generate
+from vega_policy.scene.questions.generate import generate
 from vega_policy.scene.questions.sentences import (
     ASK,
     CAPTION,

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vega_policy.scene.questions.generate import TASKS
+from vega_policy.scene.annotations import TASKS
 from vega_policy.scene.questions.prove import prove
 from vega_policy.scene.questions.sentences import (
     ASK,

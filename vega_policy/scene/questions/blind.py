@@ -15,8 +15,7 @@ from vega_policy.scene.questions.sentences import ASK, REFER, SITUATED, Family, 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from vega_policy.scene.annotations import ScanReferRow, SQA3DRow, VsiRow
-    from vega_policy.scene.questions.generate import Task
+    from vega_policy.scene.annotations import ScanReferRow, SQA3DRow, Task, VsiRow
     from vega_policy.scene.truth import SceneTruth
 
 

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from vega_policy.scene.annotations import (
-    Multi3DReferRow,
-    Scan2CapRow,
-    ScanQARow,
-    ScanReferRow,
-    SQA3DRow,
-    VsiRow,
-)
+from vega_policy.scene.annotations import TASKS, Row, Task
 from vega_policy.scene.questions.asking import scanqa, sqa3d
 from vega_policy.scene.questions.known import Known
 from vega_policy.scene.questions.referring import multi3drefer, scan2cap, scanrefer
@@ -24,9 +17,6 @@ if TYPE_CHECKING:
 
     from vega_policy.scene.truth import SceneTruth
 
-Task = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d", "vsi_bench"]
-TASKS: tuple[Task, ...] = ("scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d", "vsi_bench")
-Row = ScanReferRow | Multi3DReferRow | Scan2CapRow | ScanQARow | SQA3DRow | VsiRow
 Rows = dict[Task, "Sequence[Row]"]
 
 

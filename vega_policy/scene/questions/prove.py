@@ -29,8 +29,7 @@ from vega_policy.scene.questions.sentences import ASK, CAPTION, REFER, without_c
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vega_policy.scene.annotations import Box
-    from vega_policy.scene.questions.generate import Row
+    from vega_policy.scene.annotations import Box, Row
     from vega_policy.scene.questions.sentences import Sentence
     from vega_policy.scene.truth import SceneTruth
 

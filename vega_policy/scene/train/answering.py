@@ -9,6 +9,7 @@ import torch
 
 from vega_policy.data.progress import Progress
 from vega_policy.scene.annotations import (
+    TASKS,
     Multi3DReferRow,
     Scan2CapRow,
     ScanQARow,
@@ -19,7 +20,6 @@ from vega_policy.scene.annotations import (
 from vega_policy.scene.heads.grounding import select_many, select_one
 from vega_policy.scene.heads.prompts import GROUND
 from vega_policy.scene.heads.scannet_model import ScanNetModel
-from vega_policy.scene.train.cases import TASKS
 from vega_policy.scene.train.learning import encode, places
 from vega_policy.scene.train.reading import answers_to, ground_scores, read_texts
 from vega_policy.scene.train.rooms import stretches
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from vega_policy.scene.annotations import Row, Task
     from vega_policy.scene.heads.scene_model import SceneModel
     from vega_policy.scene.train.arms import Arm
-    from vega_policy.scene.train.cases import Case, Row, Task
+    from vega_policy.scene.train.cases import Case
     from vega_policy.scene.train.features import FeatureBank
     from vega_policy.scene.train.rooms import Room
 

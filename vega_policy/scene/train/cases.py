@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vega_policy.scene.annotations import (
     Multi3DReferRow,
+    Row,
     Scan2CapRow,
     ScanQARow,
     ScanReferRow,
     SQA3DRow,
+    Task,
     VsiRow,
 )
 from vega_policy.scene.heads import prompts
@@ -19,11 +21,7 @@ from vega_policy.spec import ContractError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Task = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d", "vsi_bench"]
-SCANNET_TASKS: tuple[Task, ...] = ("scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d")
 GROUND_TASKS: tuple[Task, ...] = ("scanrefer", "multi3drefer")
-TASKS: tuple[Task, ...] = (*SCANNET_TASKS, "vsi_bench")
-Row = ScanReferRow | Multi3DReferRow | Scan2CapRow | ScanQARow | SQA3DRow | VsiRow
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from vega_policy.data.progress import Progress
+from vega_policy.scene.annotations import Row, Task
 from vega_policy.scene.readers.folder import missing_annotations, read_annotations
 from vega_policy.scene.readers.scannet import list_scans, read_scan
-from vega_policy.scene.train.cases import Case, Row, Task, case_of
+from vega_policy.scene.train.cases import Case, case_of
 from vega_policy.scene.train.rooms import Room, room_of
 from vega_policy.spec import ContractError
 

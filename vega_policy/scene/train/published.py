@@ -34,8 +34,8 @@ from vega_policy.spec.files import write_atomic
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vega_policy.scene.annotations import VsiRow
-    from vega_policy.scene.train.cases import Case, Row, Task
+    from vega_policy.scene.annotations import Row, Task, VsiRow
+    from vega_policy.scene.train.cases import Case
     from vega_policy.scene.train.settings import SceneTrainConfig
 
 log = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from vega_policy.scene.train.cases import case_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vega_policy.scene.annotations import Row, Task
     from vega_policy.scene.metrics.score import Evaluation
-    from vega_policy.scene.train.cases import Row, Task
     from vega_policy.scene.train.rooms import Room
 
 HEADLINE: dict[Task, str] = {

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vega_policy.scene.annotations import TASKS, Task
 from vega_policy.scene.train.arms import ARMS, Wiring
-from vega_policy.scene.train.cases import TASKS, Task
 from vega_policy.spec import ContractError
 from vega_policy.spec.names import nearest
 from vega_policy.spec.settings import build

@@ -18,7 +18,7 @@ from vega_policy.spec.files import write_atomic
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vega_policy.scene.train.cases import Row, Task
+    from vega_policy.scene.annotations import Row, Task
     from vega_policy.scene.train.clustered import Mean
     from vega_policy.scene.train.contrasts import Finding
     from vega_policy.scene.train.corpus import Corpus
