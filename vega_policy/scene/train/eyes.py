@@ -27,7 +27,7 @@ from vega_policy.scene.heads.object_features import (
     shares_of_boxes,
 )
 from vega_policy.scene.heads.presets import nano_scannet
-from vega_policy.scene.train.rooms import Room, digest_of, stretches
+from vega_policy.scene.train.rooms import Room, digest_of, drawn_views, stretches
 from vega_policy.spec import ContractError
 from vega_policy.spec.files import atomic_path, write_atomic
 from vega_policy.train.prior.stage import Surroundings, draw_generator, run_stage
@@ -111,9 +111,7 @@ class NamingLoss:
         colouring: list[Tensor] = []
         for number in torch.randint(len(self.rooms), (self.scenes,), generator=g).tolist():
             room, sight = self.rooms[number], self.sights[number]
-            drawn = torch.rand(self.views, generator=g).tolist()
-            walk = stretches(len(room.seen.pixels), self.views)
-            views = [a + int(u * (b - a)) for (a, b), u in zip(walk, drawn, strict=False)]
+            views = drawn_views(len(room.seen.pixels), self.views, g)
             pixels, shares = room.seen.pixels[views], sight.shares[:, views]
             if torch.rand((), generator=g) < 0.5:
                 pixels, shares = pixels.flip(-1), _mirrored(shares)

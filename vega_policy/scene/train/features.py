@@ -133,8 +133,11 @@ class RememberedTowers(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return (1, v, n, e) of (1, v, 3, h, w) uint8; see `SemanticTowers.forward`."""
-        key = frame_digest(pixels.cpu().numpy())
-        if key not in self._known:
+        keys = [frame_digest(frame.cpu().numpy()) for frame in pixels[0]]
+        new = {key: i for i, key in enumerate(keys) if key not in self._known}
+        if new:
             with torch.autocast(pixels.device.type, enabled=False):
-                self._known[key] = self.towers(pixels, condition)
-        return self._known[key]
+                read = self.towers(pixels[:, list(new.values())], condition)[0]
+            # Copies: a part of a batch would keep all of it.
+            self._known.update({key: one.clone() for key, one in zip(new, read, strict=True)})
+        return torch.stack([self._known[key] for key in keys]).unsqueeze(0)

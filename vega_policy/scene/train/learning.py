@@ -18,7 +18,7 @@ from vega_policy.scene.train.arms import Arm
 from vega_policy.scene.train.cases import Case
 from vega_policy.scene.train.features import FeatureBank
 from vega_policy.scene.train.reading import Texts, ground_scores, read_texts, text_losses
-from vega_policy.scene.train.rooms import Move, Room, grey, stretches
+from vega_policy.scene.train.rooms import Move, Room, drawn_views, grey
 from vega_policy.scene.train.settings import Precision
 from vega_policy.train.prior.stage import draw_generator
 
@@ -63,11 +63,7 @@ class SceneLoss:
             room = self.rooms[number]
             shift = (torch.rand(3, generator=g) * 2 - 1) * self.batch.shift_m
             shift[2] = 0.0
-            drawn = torch.rand(self.batch.views, generator=g).tolist()
-            parts_of_walk = stretches(len(room.seen.pixels), self.batch.views)
-            room = room.seen_in(
-                [a + int(u * (b - a)) for (a, b), u in zip(parts_of_walk, drawn, strict=False)]
-            )
+            room = room.seen_in(drawn_views(len(room.seen.pixels), self.batch.views, g))
             move = Move(turns=int(torch.randint(4, (1,), generator=g)), shift_m=shift)
             cases = self.cases[room.scene_id]
             order = torch.randperm(len(cases), generator=g)[: self.batch.texts_per_scene]

@@ -87,6 +87,12 @@ def stretches(n: int, k: int) -> list[tuple[int, int]]:
     return [(i * n // k, (i + 1) * n // k) for i in range(k)]
 
 
+def drawn_views(n: int, k: int, generator: torch.Generator) -> list[int]:
+    """Draw one of ``n`` frames from each of ``k`` `stretches`."""
+    drawn = torch.rand(k, generator=generator).tolist()
+    return [a + int(u * (b - a)) for (a, b), u in zip(stretches(n, k), drawn, strict=False)]
+
+
 def room_of(scan: Scan, *, px: int, width_px: int, unit_px: int) -> Room:
     """Prepare a scan.
 
