@@ -5,19 +5,27 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from envs.libero import LiberoEnv
+from envs.scan.boxes import bounds
 from envs.scan.rendered import Thing
 from vega_policy.spec.episode import EpisodeKey
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 CAMERA = "agentview"
 _VISUAL_GROUP = 1
+_IN_M = 0.03
+"""How far below a thing's top another may touch it and still be on it, not in it."""
+_UPRIGHT = 0.8
+"""Least vertical part of a contact's normal where one thing bears another."""
 _MAIN = "_main"
 _COLOURS = ("black", "white", "red", "yellow", "green", "blue", "brown", "pink")
 _NAMES = {
@@ -80,7 +88,8 @@ class TableTop:
 
         mj: Any = mujoco
         model = self.model
-        found = []
+        found: list[Thing] = []
+        roots: list[int] = []
         for body in np.flatnonzero(model.body_parentid == 0)[1:]:
             name = str(mj.mj_id2name(model, mj.mjtObj.mjOBJ_BODY, int(body)))
             if not name.endswith(_MAIN):
@@ -93,7 +102,32 @@ class TableTop:
                 found.append(
                     Thing(label=label, colour=colour, geoms=tuple(map(int, geoms)), axes=axes)
                 )
-        return tuple(found)
+                roots.append(int(body))
+        carriers = self._carriers(roots, found)
+        return tuple(replace(thing, stands_on=carriers.get(i)) for i, thing in enumerate(found))
+
+    def _carriers(self, roots: Sequence[int], things: Sequence[Thing]) -> dict[int, int]:
+        """Return what each of some things stands on, by index, as the simulator's contacts say.
+
+        A thing inside another, a bowl in a drawer, stands on nothing; so does one on the table.
+        """
+        model, data = self.model, self.data
+        place = {body: i for i, body in enumerate(roots)}
+        tops: dict[int, float] = {}
+        carriers: dict[int, int] = {}
+        for contact in data.contact[: data.ncon]:
+            geoms = contact.geom1, contact.geom2
+            a, b = (place.get(int(model.body_rootid[model.geom_bodyid[g]])) for g in geoms)
+            normal_z = float(contact.frame[2])
+            if a is None or b is None or a == b or abs(normal_z) < _UPRIGHT:
+                continue
+            # The normal points from the first geom to the second.
+            below, above = (a, b) if normal_z > 0 else (b, a)
+            if below not in tops:
+                tops[below] = float(bounds(model, data, things[below].geoms, np.eye(3))[1][2])
+            if contact.pos[2] > tops[below] - _IN_M:
+                carriers[above] = below
+        return carriers
 
     def middle(self) -> NDArray[np.float64]:
         """Return the mean place (3,) of the things that can be moved, else of all."""

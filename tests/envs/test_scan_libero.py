@@ -5,7 +5,7 @@ import pytest
 
 from envs.scan.check import check_scan
 from envs.scan.export import LIBERO_TASKS, ScanSettings, export_some, scene_id
-from envs.scan.libero_scenes import label_of
+from envs.scan.libero_scenes import TableTop, label_of
 from envs.suites import get_task, init_states
 from vega_policy.scene.truth import read_truth
 
@@ -64,3 +64,22 @@ def test_tasks_are_there():
 )
 def test_label_and_colour_of_a_name(name, label, colour):
     assert label_of(name) == (label, colour)
+
+
+@pytest.mark.parametrize(
+    ("task_id", "on"),
+    [
+        (3, [("bowl", "cabinet"), ("bowl", "cookies")]),
+        (4, [("bowl", "cabinet")]),  # the other bowl is inside a drawer of it
+        (8, []),
+    ],
+)
+def test_what_stands_on_what_is_as_the_task_sets_it_up(task_id, on):
+    top = TableTop(suite="libero_spatial", task_id=task_id)
+    try:
+        top.draw(seed=0, index=0)
+        things = top.things()
+    finally:
+        top.close()
+    found = [(t.label, things[t.stands_on].label) for t in things if t.stands_on is not None]
+    assert sorted(found) == on
