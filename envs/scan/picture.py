@@ -4,29 +4,24 @@
 # ruff: noqa: ANN401
 from __future__ import annotations
 
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from envs.scan.export import INSTANCES
+from vega_policy.scene.drawing import draw_box, in_camera
 from vega_policy.scene.readers.scannet import read_colour, read_scan
 from vega_policy.scene.truth import TRUTH_FILE, read_truth
 from vega_policy.spec.files import atomic_path
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from vega_policy.scene.scan import Scan
     from vega_policy.scene.truth import ObjectTruth, SceneTruth
 
 _VIEWS = 4
 _LABEL_SHARE = 0.004
 """Least share of the picture an object must take for its name to be written."""
-_NEAR_M = 0.05
-_CORNERS = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
-_EDGES = [(a, b) for a, b in combinations(range(8), 2) if (_CORNERS[a] != _CORNERS[b]).sum() == 1]
 
 
 def draw_scan(root: Path | str, scene_id: str, path: Path | str) -> None:
@@ -58,7 +53,7 @@ def draw_scan(root: Path | str, scene_id: str, path: Path | str) -> None:
         axes[0].set_title(f"view {frame.index}", fontsize=8)
         for item in truth.objects:
             if item.visible_px[k]:
-                draw_box(axes[0], scan, int(k), item, palette[item.object_id])
+                draw_object(axes[0], scan, int(k), item, palette[item.object_id])
         axes[1].imshow(frame.depth_m, vmin=0, vmax=deepest, cmap="viridis")
         mask = read_colour(folder / INSTANCES / f"{frame.index}.png")[..., 0]
         table = np.array([(0.85, 0.85, 0.85, 1.0), *palette])
@@ -97,28 +92,15 @@ def draw_plan(
     axis.set_title(f"{truth.scene_id}: {len(truth.objects)} objects{size}", fontsize=9)
 
 
-def draw_box(axis: Any, scan: Scan, k: int, item: ObjectTruth, colour: tuple[float, ...]) -> None:
-    """Draw the twelve edges of a box where they are in front of the camera."""
-    to_camera = np.linalg.inv(scan.axis_alignment @ scan.frames[k].pose)
-    corners = _in_camera(to_camera, item.box[:3] + _CORNERS * item.box[3:])
-    for a, b in _EDGES:
-        ends = corners[[a, b]]
-        if (ends[:, 2] < _NEAR_M).all():
-            continue
-        if (ends[:, 2] < _NEAR_M).any():
-            share = (_NEAR_M - ends[0, 2]) / (ends[1, 2] - ends[0, 2])
-            cut = ends[0] + share * (ends[1] - ends[0])
-            ends = np.where((ends[:, 2] < _NEAR_M)[:, None], cut, ends)
-        pixels = ends @ scan.intrinsics.T
-        axis.plot(*(pixels[:, :2] / pixels[:, 2:]).T, color=colour, linewidth=0.8)
+def draw_object(
+    axis: Any, scan: Scan, k: int, item: ObjectTruth, colour: tuple[float, ...]
+) -> None:
+    """Draw an object's box, and its name where it takes enough of the picture."""
+    draw_box(axis, scan, k, item.box, colour)
     height, width = scan.frames[k].image.shape[:2]
     if item.visible_px[k] >= _LABEL_SHARE * width * height:
-        x, y, z = scan.intrinsics @ _in_camera(to_camera, item.box[None, :3])[0]
+        x, y, z = scan.intrinsics @ in_camera(scan, k, item.box[None, :3])[0]
         if z > 0 and 0 <= x / z < width and 0 <= y / z < height:
             axis.text(x / z, y / z, item.label, fontsize=5, color="white", ha="center").set_bbox(
                 {"facecolor": colour, "alpha": 0.6, "pad": 0.5, "linewidth": 0}
             )
-
-
-def _in_camera(to_camera: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
-    return points @ to_camera[:3, :3].T + to_camera[:3, 3]

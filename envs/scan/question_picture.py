@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from envs.scan.picture import draw_box, draw_plan
+from envs.scan.picture import draw_object, draw_plan
 from vega_policy.scene.readers.folder import read_annotations
 from vega_policy.scene.readers.scannet import read_scan
 from vega_policy.scene.truth import TRUTH_FILE, read_truth
@@ -93,7 +93,7 @@ def _view(axis: Any, scan: Scan, truth: SceneTruth, ids: Sequence[int]) -> None:
     axis.imshow(scan.frames[k].image)
     for item in truth.objects:
         if item.label in labels and item.visible_px[k]:
-            draw_box(axis, scan, k, item, _MEANT if item in meant else _OTHER)
+            draw_object(axis, scan, k, item, _MEANT if item in meant else _OTHER)
     width, height = truth.image_px
     axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
 

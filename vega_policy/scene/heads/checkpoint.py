@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+import vega_policy
 from vega_policy.scene.heads.config import from_dict, to_dict
 from vega_policy.spec import CheckpointError, ContractError
 from vega_policy.vision.prior import AnyPrior, build_prior
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 CONFIG, HEADS = "config.json", "heads.safetensors"
 BACKBONE, TOKENIZER, PRIOR = "backbone", "tokenizer", "prior"
+SHIPPED = Path(vega_policy.__file__).parent / "assets" / "scene"
+"""Models that come with the package; their folder names can be given in place of a path."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,7 @@ def load_parts(
     """Read a directory.
 
     Args:
-        path: What `save_parts` wrote.
+        path: What `save_parts` wrote, or the name of a model that comes with the package.
         kind: What it must be.
         config: Class of its settings.
         backbone: Class of its backbone.
@@ -100,12 +103,12 @@ def load_parts(
     Raises:
         CheckpointError: Something is missing or of another kind; all is listed.
     """
-    folder = Path(path)
+    folder = SHIPPED / path if (SHIPPED / path).is_dir() and not Path(path).is_dir() else Path(path)
     missing = [n for n in (CONFIG, HEADS, BACKBONE, TOKENIZER) if not (folder / n).exists()]
     if missing:
         raise CheckpointError(
             f"{folder} is no scene model: {', '.join(missing)} missing; expected a directory that "
-            "save_pretrained has written"
+            f"save_pretrained has written, or one of {sorted(f.name for f in SHIPPED.glob('*'))}"
         )
     said = json.loads((folder / CONFIG).read_text())
     if said.get("vega_scene") != FORMAT or said.get("kind") != kind:

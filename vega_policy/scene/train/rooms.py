@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vega_policy.scene.heads.inputs import SceneInputs, scene_inputs, video_inputs
+from vega_policy.scene.heads.inputs import POINTS_PX, SceneInputs, scene_inputs, video_inputs
 from vega_policy.spec import ContractError
 
 if TYPE_CHECKING:
@@ -70,11 +70,6 @@ def _some(inputs: SceneInputs, views: list[int]) -> SceneInputs:
         points=None if inputs.points is None else inputs.points[views],
         measured=None if inputs.measured is None else inputs.measured[views],
     )
-
-
-POINTS_PX = 32
-"""Side of a map of points: 16 points a patch of a nano model tell its objects apart, in a sixteenth of
-the memory that all would take."""
 
 
 def stretches(n: int, k: int) -> list[tuple[int, int]]:
