@@ -66,6 +66,10 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(corpus, tmp_path, monk
     for name in files:
         paths = [job.folder(c) / "predictions" / name for c in (whole, stopped)]
         assert paths[0].read_text() == paths[1].read_text()
+    folder = job.folder(stopped)
+    last = json.loads((folder / "train_metrics.jsonl").read_text().splitlines()[-1])
+    said = json.loads((folder / "done.json").read_text())
+    assert said["seconds"]["training"] >= last["spent_s"], "what came before the stop counts too"
     with pytest.raises(CheckpointError, match="peak"):
         run_all(dataclasses.replace(stopped, peak=0.5), corpus)
 

@@ -121,8 +121,7 @@ def run_arm(job: Job, config: SceneTrainConfig, corpus: Corpus) -> None:
     rooms = [room for room in corpus.train if room.scene_id in cases]
     model = build(job.head, arm, config, corpus)
     study = config.study(job.head)
-    began = time.monotonic()
-    run_stage(
+    seconds = run_stage(
         model,
         SceneLoss(
             model=model,
@@ -161,7 +160,7 @@ def run_arm(job: Job, config: SceneTrainConfig, corpus: Corpus) -> None:
         write_atomic(folder / "predictions" / f"{task}.json", json.dumps(rows) + "\n")
     said = {
         "made_with": made_with(job, config, corpus),
-        "seconds": {"training": trained - began, "answering": time.monotonic() - trained},
+        "seconds": {"training": seconds, "answering": time.monotonic() - trained},
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
     write_atomic(folder / DONE, json.dumps(said, indent=2) + "\n")

@@ -65,7 +65,7 @@ def run_stage(
     config: StageConfig,
     around: Surroundings,
     clock: Callable[[], float] = time.monotonic,
-) -> None:
+) -> float:
     """Train, from the last checkpoint where there is one, and leave the averaged weights in the model.
 
     Args:
@@ -74,6 +74,9 @@ def run_stage(
         config: Of the stage.
         around: Names, folders and rates.
         clock: Seconds; a test may pass its own.
+
+    Returns:
+        Seconds it took, those before a restart included.
 
     Raises:
         CheckpointError: The checkpoint was made with other settings or cannot be read.
@@ -136,10 +139,12 @@ def run_stage(
             keep(is_done=is_done)
             saved_at = clock()
     sink.close()
+    seconds = clock() - begin
     with torch.no_grad():
         for name, copy in average.state_dict().items():
             weights[name].copy_(copy)
     model.eval()
+    return seconds
 
 
 def learning_rate(step: int, progress: float, config: StageConfig) -> float:
