@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -158,8 +157,7 @@ def train_eyes(config: SceneTrainConfig, corpus: Corpus, folder: Path) -> None:
         torch.manual_seed(config.seed)
         eyes = Eyes(stream.semantic, labels)
     patch_px = stream.config.semantic.patch_px
-    began = time.monotonic()
-    run_stage(
+    seconds = run_stage(
         eyes,
         NamingLoss(
             eyes=eyes,
@@ -179,7 +177,6 @@ def train_eyes(config: SceneTrainConfig, corpus: Corpus, folder: Path) -> None:
             made_with=made,
         ),
     )
-    spent_s = time.monotonic() - began
     sights = [sight_of(room, labels, patch_px) for room in corpus.held_out]
     right, total = share_named(eyes, corpus.held_out, sights, views=config.eyes.views)
     log.info("towers name %d of the %d objects that held-out scenes show", right, total)
@@ -187,7 +184,7 @@ def train_eyes(config: SceneTrainConfig, corpus: Corpus, folder: Path) -> None:
         save_file(eyes.towers.state_dict(), path)
     said = {
         "made_with": made,
-        "seconds": {"training": spent_s},
+        "seconds": {"training": seconds},
         "named": {"right": right, "of": total, "classes": len(labels)},
     }
     write_atomic(done, json.dumps(said, indent=2) + "\n")
