@@ -10,8 +10,9 @@ from vega_policy.scene.ask import Question, Reply, ask, draw_reply
 from vega_policy.scene.heads import prompts
 from vega_policy.scene.heads.inputs import scene_inputs
 from vega_policy.scene.heads.presets import nano_scannet, nano_vsi
+from vega_policy.scene.heads.scannet_model import ScanNetModel
 from vega_policy.scene.readers.scannet import read_scan
-from vega_policy.spec import ContractError
+from vega_policy.spec import CheckpointError, ContractError
 
 ROOMS = "tests/data/scene/rooms"
 TEXTS = [
@@ -31,6 +32,11 @@ def scan():
 @pytest.fixture(scope="module")
 def model():
     return nano_scannet(TEXTS, seed=1)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return ScanNetModel.from_pretrained("nano-scannet")
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +99,17 @@ def test_picture_shows_the_box_that_is_meant(scan, tmp_path):
         draw_reply(scan, question, Reply(object_ids=ids), path)
         pictures.append(Image.open(path).convert("RGB").tobytes())
     assert len(set(pictures)) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "object_id"),
+    [("the green table", 6), ("the bookshelf", 4), ("the pink lamp", 12), ("the white door", 0)],
+)
+def test_the_shipped_model_finds_what_stands_out(shipped, text, object_id):
+    scan = read_scan(ROOMS, "room0000_90", n_frames=6)
+    assert ask(shipped, scan, Question(task="scanrefer", text=text)).object_ids == (object_id,)
+
+
+def test_a_model_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(CheckpointError, match=r"nano-scanet is no scene model.*nano-scannet"):
+        ScanNetModel.from_pretrained("nano-scanet")

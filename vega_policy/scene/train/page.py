@@ -85,7 +85,7 @@ def write_page(
         "",
         "No number here is a benchmark result: the models are nano and the rooms are generated. "
         "Intervals are 95 %, over questions, clustered by scene; the chance of training is not in "
-        "them. Proposals are the true boxes.",
+        "them, and they are not widened for the many comparisons. Proposals are the true boxes.",
         "",
         f"![Share right by arm, with intervals]({chart})",
         "",
@@ -156,7 +156,7 @@ def draw_chart(means: Mapping[str, Mapping[str, Mean]], path: Path) -> None:
         )
         n = next(iter(column.values()))
         axis.set_title(f"{measure}\n{n.n} questions, {n.n_scenes} scenes", fontsize=9)
-        axis.set_ylabel("% right", fontsize=8)
+        axis.set_ylabel("CIDEr" if measure.endswith("cider") else "% right", fontsize=8)
         axis.tick_params(axis="x", labelrotation=35, labelsize=8)
         axis.grid(visible=True, axis="y", alpha=0.25)
         axis.set_ylim(bottom=0)

@@ -45,7 +45,7 @@ class StudyConfig:
 
     arms: tuple[str, ...] = ()
     """See `ARMS`; empty: this head is left out."""
-    steps: int = 900
+    steps: int = 2000
     """Updates of an arm."""
     scenes: int = 2
     """Scenes of an update."""
@@ -117,7 +117,7 @@ class SceneTrainConfig:
         )
     )
     vsi: StudyConfig = field(
-        default_factory=lambda: StudyConfig(arms=("full", "no_prior", "no_vision"), steps=300)
+        default_factory=lambda: StudyConfig(arms=("full", "no_prior", "no_vision"), steps=1000)
     )
     published: PublishedConfig = field(default_factory=PublishedConfig)
     peak: float = 1e-3
