@@ -35,8 +35,12 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     scene = config["scene"] or _only(config["scans"])
     scan = read_scan(config["scans"], scene, n_frames=config["frames"])
     kind = VsiModel if question.task == "vsi_bench" else ScanNetModel
-    default = "nano-vsi" if kind is VsiModel else "nano-scannet"
-    model = kind.from_pretrained(config["model"] or default)
+    if kind is VsiModel and config["model"] is None:
+        raise ContractError(
+            "no model for vsi_bench comes with the package; train one with scripts/train_scene.py "
+            "(vsi.arms=[full], half an hour) and name it: model=runs/scene/vsi/full/model"
+        )
+    model = kind.from_pretrained(config["model"] or "nano-scannet")
     reply = ask(model, scan, question)
     if config["picture"]:
         draw_reply(scan, question, reply, Path(config["picture"]))

@@ -126,7 +126,7 @@ def _facts(config: SceneTrainConfig, corpus: Corpus) -> dict[str, object]:
         "views of a scene": config.data.n_frames,
         "held-out questions": ", ".join(f"{t} {len(r)}" for t, r in corpus.rows.items()),
         "updates of an arm": f"{config.scannet.steps} (ScanNet), {config.vsi.steps} (VSI)",
-        "processor time of training": f"{training / 60:.1f} minutes in all",
+        "training": f"{training / 60:.0f} minutes in all, on one thread",
         "seed": config.seed,
     }
 
