@@ -1,7 +1,7 @@
 """Ask a scene model one question about one scan.
 
 python scripts/ask_scene.py "the red chair" picture=found.png
-python scripts/ask_scene.py "what color is the sofa?" task=scanqa scans=data/rooms scene=room0266_00
+python scripts/ask_scene.py "what color is the sofa?" task=scanqa scans=data/rooms scene=room0250_00
 python scripts/ask_scene.py task=scan2cap object_id=3
 
 Prints the answer as one JSON line: objects for descriptions, text for questions.
@@ -38,7 +38,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     if kind is VsiModel and config["model"] is None:
         raise ContractError(
             "no model for vsi_bench comes with the package; train one with scripts/train_scene.py "
-            "(vsi.arms=[full], half an hour) and name it: model=runs/scene/vsi/full/model"
+            "(scannet.arms=[] vsi.arms=[full], a quarter of an hour) and name it: model=runs/scene/vsi/full/model"
         )
     model = kind.from_pretrained(config["model"] or "nano-scannet")
     reply = ask(model, scan, question)

@@ -2,7 +2,7 @@
 
 python scripts/evaluate_scene.py task=scanrefer predictions=boxes.json annotations=ScanRefer_filtered_val.json scans=scans labels=scannetv2-labels.combined.tsv
 python scripts/evaluate_scene.py task=vsi_bench predictions=answers.jsonl annotations=test.jsonl parser=lmms_eval
-python scripts/evaluate_scene.py task=all predictions=runs/scene/predictions annotations=data/rooms/annotations scans=data/rooms
+python scripts/evaluate_scene.py task=all predictions=runs/scene/scannet/full/predictions annotations=data/rooms/annotations scans=data/rooms
 python scripts/evaluate_scene.py task=correspondence scans=data/rooms
 python scripts/evaluate_scene.py task=nos results=table.csv
 """

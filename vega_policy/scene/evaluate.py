@@ -260,7 +260,8 @@ class _Boxes:
     def of(self, scene_id: str, object_id: int) -> Box:
         """Return the box of an object, or a stand-in; `raise_missing` follows."""
         if scene_id not in self._scenes:
-            found = read_objects([self._root / scene_id, self._root], scene_id)
+            places = [self._root / scene_id, self._root / "scans" / scene_id, self._root]
+            found = read_objects(places, scene_id)
             self._scenes[scene_id] = {
                 item.object_id: cast("Box", tuple(item.box.tolist())) for item in found or ()
             }

@@ -33,6 +33,8 @@ CONTRASTS = (
     Contrast("shuffled", "no_prior", "do features of another scene help", "not up"),
     Contrast("full", "no_prior", "does the prior help", "open"),
     Contrast("full", "shuffled", "does it matter whose features they are", "open"),
+    Contrast("full", "zeroed", "does the content of the branch help", "open"),
+    Contrast("full", "any_of_class", "does it beat knowing every class", "open"),
     Contrast("coded", "no_prior", "does the published position code help", "open"),
 )
 
@@ -52,7 +54,11 @@ class Finding:
         if self.contrast.expected == "up":
             return f"{seen}, as it must be" if seen == "higher" else f"{seen}: expected higher"
         if self.contrast.expected == "not up":
-            return "higher: expected not to be" if seen == "higher" else f"{seen}, as it must be"
+            return (
+                "higher: expected not to be"
+                if seen == "higher"
+                else f"{seen}: no help, as expected"
+            )
         return seen
 
 

@@ -101,7 +101,9 @@ def write_page(
         "## Arms",
         "",
         *(f"- `{name}`: {ARMS[name].says}" for name in used if name in ARMS),
-        "- `chance`: any of the proposals (grounding), the commonest answer in training (text)",
+        "- `chance`: the best answer that needs neither words nor frames: any of the proposals, or always "
+        '"none"; the commonest answer in training to the kind of question, of numbers the best',
+        "- `any_of_class`: any proposal of the class that is meant: what knowing every class is worth",
         "",
         "## Every score",
         "",

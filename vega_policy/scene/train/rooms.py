@@ -118,11 +118,13 @@ def room_of(scan: Scan, *, px: int, width_px: int, unit_px: int) -> Room:
 
 
 def digest_of(rooms: Sequence[Room]) -> bytes:
-    """Return a digest of the scenes' names, frames and classes."""
+    """Return a digest of the scenes' names, frames, places, classes and boxes."""
     digest = hashlib.sha256()
     for room in rooms:
         digest.update(f"{room.scene_id} {len(room.seen.pixels)} {room.labels}".encode())
-        digest.update(room.seen.pixels.numpy().tobytes())
+        for tensor in (room.seen.pixels, room.seen.points, room.seen.measured, room.boxes):
+            if tensor is not None:
+                digest.update(tensor.numpy().tobytes())
     return digest.digest()
 
 

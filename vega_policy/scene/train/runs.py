@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vega_policy.scene.heads.presets import scannet_config, vsi_config
-from vega_policy.scene.train.answering import answer_all
+from vega_policy.scene.train.answering import answer_all, name_of
 from vega_policy.scene.train.arms import ARMS
 from vega_policy.scene.train.cases import words
 from vega_policy.scene.train.corpus import read_corpus
@@ -114,7 +114,9 @@ def eyes_folder(config: SceneTrainConfig) -> Path:
 
 
 def run_arm(job: Job, config: SceneTrainConfig, corpus: Corpus) -> None:
-    """Train one arm, from its last checkpoint where there is one, and write its answers."""
+    """Train one arm on one thread, from its last checkpoint where there is one, and write its answers."""
+    # As in a worker: with other threads the last bits, and so the weights, are others.
+    torch.set_num_threads(1)
     arm, folder = ARMS[job.arm], job.folder(config)
     tasks = config.tasks_of(job.head)
     cases = corpus.asked(corpus.train, tasks)
@@ -207,7 +209,7 @@ def made_with(job: Job, config: SceneTrainConfig, corpus: Corpus) -> dict[str, A
             for case in corpus.cases[room.scene_id]:
                 if case.task in config.tasks_of(job.head):
                     said = (case.prompt, case.targets, case.answers, case.coord)
-                    digest.update(repr((case.task, *said)).encode())
+                    digest.update(repr((case.task, name_of(case.row), *said)).encode())
     return {**kept, **study, "tasks": list(config.tasks_of(job.head)), "data": digest.hexdigest()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 from vega_policy.scene.annotations import (
@@ -20,7 +21,11 @@ from vega_policy.scene.metrics.scan2cap import score_scan2cap
 from vega_policy.scene.metrics.scanqa import score_scanqa
 from vega_policy.scene.metrics.scanrefer import score_scanrefer
 from vega_policy.scene.metrics.sqa3d import score_sqa3d
-from vega_policy.scene.metrics.vsi_bench import score_vsi_bench
+from vega_policy.scene.metrics.vsi_bench import (
+    NUMERIC_TYPES,
+    mean_relative_accuracy,
+    score_vsi_bench,
+)
 from vega_policy.scene.train.answering import name_of
 from vega_policy.scene.train.cases import case_of
 
@@ -87,31 +92,71 @@ def question_scores(evaluation: Evaluation, task: Task) -> dict[str, float]:
 def chance(
     task: Task, rows: Sequence[Any], train: Sequence[Row], rooms: Mapping[str, Room]
 ) -> dict[str, float]:
-    """Score what needs neither text nor frames.
+    """Score the best answer that needs neither the question's words nor frames.
 
-    Grounding: any one of the proposals, as the expected score. Text: the commonest training answer to
-    questions of the same type (VSI-Bench) or with the same first two words.
+    ScanRefer: any one of the proposals, as the expected score. Multi3DRefer: the same, or always
+    "none", whichever is better in training. Text: of the training answers to questions of the same type
+    (VSI-Bench) or with the same first two words the commonest; of numbers the one that scores best.
 
     Args:
         task: Whose.
         rows: Held-out questions, of `with_boxes`.
         train: Training questions of the task.
-        rooms: By scene.
+        rooms: By scene, on both sides of the split.
 
     Returns:
         As `question_scores`.
     """
     if task in ("scanrefer", "multi3drefer"):
-        # Any file gives the ids; the values are not looked at.
-        ids = score(task, [{**name_of(row), "box": [0] * 6, "boxes": []} for row in rows], rows).ids
-        return dict(zip(ids, (_any_box(row, rooms) for row in rows), strict=True))
-    answers: dict[str, Counter[str]] = {}
+        says_none = task == "multi3drefer" and (
+            fmean(not case_of(row).targets for row in train)
+            > fmean(_any_box(row, rooms) for row in train)
+        )
+        values = [
+            float(not case_of(row).targets) if says_none else _any_box(row, rooms) for row in rows
+        ]
+        return dict(zip(_ids(task, rows), values, strict=True))
+    answers: dict[str, list[str]] = {}
     for case in map(case_of, train):
         for opening in {_opening(case.row), ""}:
-            answers.setdefault(opening, Counter()).update(case.answers[:1])
-    said = [answers.get(_opening(row), answers[""]).most_common(1)[0][0] for row in rows]
-    predictions = [{**name_of(row), "text": text} for row, text in zip(rows, said, strict=True)]
+            answers.setdefault(opening, []).extend(case.answers[:1])
+    best = {opening: _best(opening, some) for opening, some in answers.items()}
+    predictions = [{**name_of(row), "text": best.get(_opening(row), best[""])} for row in rows]
     return question_scores(score(task, predictions, rows), task)
+
+
+def any_of_class(rows: Sequence[ScanReferRow], rooms: Mapping[str, Room]) -> dict[str, float]:
+    """Score a draw among the proposals of the class that is meant: what knowing every class is worth.
+
+    Args:
+        rows: Of ScanRefer.
+        rooms: By scene.
+
+    Returns:
+        The expected score by question, as `question_scores`.
+    """
+    values: list[float] = []
+    for row in rows:
+        labels = rooms[row.scene_id].labels
+        meant = labels[rooms[row.scene_id].indices([row.object_id])[0]]
+        values.append(1 / labels.count(meant))
+    return dict(zip(_ids("scanrefer", rows), values, strict=True))
+
+
+def _ids(task: Task, rows: Sequence[Any]) -> Sequence[str]:
+    # Any file gives the ids; the values are not looked at.
+    return score(task, [{**name_of(row), "box": [0] * 6, "boxes": []} for row in rows], rows).ids
+
+
+def _best(opening: str, answers: Sequence[str]) -> str:
+    if opening not in NUMERIC_TYPES:
+        return Counter(answers).most_common(1)[0][0]
+    truths = [float(answer) for answer in answers]
+    # Sorted: of equally good ones the least.
+    return max(
+        sorted(set(answers), key=float),
+        key=lambda one: fmean(mean_relative_accuracy(float(one), t) for t in truths),
+    )
 
 
 def _opening(row: Row) -> str:

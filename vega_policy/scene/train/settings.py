@@ -214,6 +214,14 @@ def _problems(config: SceneTrainConfig) -> list[str]:
         *((f"{h}.{k}", getattr(config.study(h), k)) for h in ("scannet", "vsi") for k in _COUNTS),
     ]
     problems += [f"{name} is {value}, expected at least 1" for name, value in least if value < 1]
+    problems += [
+        f"{h}.steps is {config.study(h).steps} and words_first {config.words_first}: no text would "
+        "ever be read with its scene; lower words_first"
+        for h in ("scannet", "vsi")
+        if config.study(h).arms
+        and config.tasks_of(h)
+        and config.study(h).steps <= config.words_first
+    ]
     if not any(config.tasks_of(h) and config.study(h).arms for h in ("scannet", "vsi")):
         problems.append("no arm is left to train; name tasks and arms that fit together")
     return problems

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, cast
 
 from vega_policy.scene.train.cases import case_of
 from vega_policy.scene.train.clustered import clustered_mean
@@ -12,13 +13,20 @@ from vega_policy.scene.train.contrasts import compare
 from vega_policy.scene.train.page import CAVEAT, draw_chart, write_page
 from vega_policy.scene.train.published import evaluate_published
 from vega_policy.scene.train.runs import DONE, Job, jobs_of, load_corpus, run_all
-from vega_policy.scene.train.scoring import HEADLINE, chance, question_scores, score, with_boxes
+from vega_policy.scene.train.scoring import (
+    HEADLINE,
+    any_of_class,
+    chance,
+    question_scores,
+    score,
+    with_boxes,
+)
 from vega_policy.spec.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vega_policy.scene.annotations import Row, Task
+    from vega_policy.scene.annotations import Row, ScanReferRow, Task
     from vega_policy.scene.train.clustered import Mean
     from vega_policy.scene.train.contrasts import Finding
     from vega_policy.scene.train.corpus import Corpus
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHANCE = "chance"
+CHANCE, ANY_OF_CLASS = "chance", "any_of_class"
 
 
 def train_scene(config: SceneTrainConfig) -> dict[str, Any]:
@@ -42,7 +50,7 @@ def train_scene(config: SceneTrainConfig) -> dict[str, Any]:
         return evaluate_published(config)
     corpus = load_corpus(config)
     run_all(config, corpus)
-    rooms = {room.scene_id: room for room in corpus.held_out}
+    rooms = {room.scene_id: room for room in (*corpus.train, *corpus.held_out)}
     means: dict[str, dict[str, Mean]] = {}
     findings: dict[str, list[Finding]] = {}
     evaluated: dict[str, dict[str, dict[str, float]]] = {}
@@ -60,6 +68,8 @@ def train_scene(config: SceneTrainConfig) -> dict[str, Any]:
             train = [case.row for some in asked.values() for case in some]
             by_arm = {arm: question_scores(one, task) for arm, one in found.items()}
             by_arm[CHANCE] = chance(task, rows, train, rooms)
+            if task == "scanrefer":
+                by_arm[ANY_OF_CLASS] = any_of_class(cast("list[ScanReferRow]", rows), rooms)
             ids = next(iter(found.values())).ids
             for measure, kept in _measures(task, rows).items():
                 scenes = {ids[i]: case_of(rows[i]).scene_id for i in kept}
@@ -134,7 +144,8 @@ def _facts(config: SceneTrainConfig, corpus: Corpus) -> dict[str, object]:
 def _mean(mean: Mean) -> dict[str, Any]:
     return {
         "mean": round(mean.value, 5),
-        "interval": [round(end, 5) for end in mean.interval],
+        # Of a single scene it has no end, for which JSON has no number.
+        "interval": [round(end, 5) if math.isfinite(end) else None for end in mean.interval],
         "n": mean.n,
         "scenes": mean.n_scenes,
     }
