@@ -188,7 +188,7 @@ def _scanrefer(rows: list[Any], annotations: Path | str, options: Mapping[str, A
     labels, split = options.get("labels"), options.get("split")
     return score_scanrefer(
         rows,
-        _with_boxes(read_scanrefer(annotations), options.get("scans")),
+        add_boxes(read_scanrefer(annotations), options.get("scans")),
         unique_by=options.get("unique_by"),
         classes=None if labels is None else read_label_classes(labels),
         split=None if split is None else read_scanrefer(split),
@@ -214,7 +214,7 @@ def _multi3drefer(
 def _scan2cap(rows: list[Any], annotations: Path | str, options: Mapping[str, Any]) -> Evaluation:
     return score_scan2cap(
         rows,
-        _with_boxes(read_scan2cap(annotations), options.get("scans")),
+        add_boxes(read_scan2cap(annotations), options.get("scans")),
         located=options.get("located"),
         threshold=options.get("threshold", "inclusive"),
         with_meteor=options.get("meteor", True),
@@ -280,8 +280,16 @@ class _Boxes:
             )
 
 
-def _with_boxes(rows: Sequence[Any], scans: Path | str | None) -> list[Any]:
-    """Return ScanRefer or Scan2Cap rows with the boxes they lack."""
+def add_boxes(rows: Sequence[Any], scans: Path | str | None) -> list[Any]:
+    """Return ScanRefer or Scan2Cap rows with the boxes they lack.
+
+    Args:
+        rows: Of the annotation file.
+        scans: Root of the scans; None leaves the rows as they are.
+
+    Raises:
+        ContractError: Boxes are not there; how many, and the first, are named.
+    """
     if scans is None:
         return list(rows)
     boxes = _Boxes(scans)

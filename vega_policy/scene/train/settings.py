@@ -87,11 +87,16 @@ class PublishedConfig:
     videos: str = ""
     """VSI-Bench's videos, ``<videos>/<dataset>/<scene>.mp4``."""
     n_frames: int = 32
+    device: str = "auto"
+    """Where the models run; ``auto``: a GPU where there is one."""
+    texts_at_once: int = 8
+    """Texts of one pass; each holds a copy of what was read of the scene, 0.4 GB at full size."""
 
     @property
     def is_asked(self) -> bool:
         """Whether anything is named."""
-        return any(v for k, v in dataclasses.asdict(self).items() if k != "n_frames")
+        how = ("n_frames", "device", "texts_at_once")
+        return any(v for k, v in dataclasses.asdict(self).items() if k not in how)
 
 
 @dataclass(frozen=True)
