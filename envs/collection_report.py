@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.suites import Task, init_states, parse_problem, tasks
-from vega_policy.rollout.statistics import wilson
 from vega_policy.spec import ContractError
+from vega_policy.spec.intervals import wilson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,8 +17,8 @@ from hydra_cli import run
 
 from envs.collect import CollectSettings, TaskCount, collect, measure
 from envs.expert.measure import STARTS, markdown
-from vega_policy.rollout.statistics import wilson
 from vega_policy.spec import ContractError
+from vega_policy.spec.intervals import wilson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

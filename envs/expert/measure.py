@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from envs.expert.demonstrate import Disturbances, Learner, demonstrate
 from envs.expert.upsets import UPSETS
-from vega_policy.rollout.statistics import wilson
 from vega_policy.spec import ContractError, EnvFault
 from vega_policy.spec.episode import EpisodeKey
+from vega_policy.spec.intervals import wilson
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

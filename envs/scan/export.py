@@ -25,7 +25,7 @@ from envs.scan.boxes import box_of
 from envs.scan.rendered import Rendered, Thing, draw_turn, render
 from vega_policy.data.progress import Progress
 from vega_policy.scene.readers.write_scannet import write_scan
-from vega_policy.scene.truth import TRUTH_FILE, write_truth
+from vega_policy.scene.truth import SPLITS_FILE, TRUTH_FILE, write_truth
 from vega_policy.spec import ContractError, EnvFault
 from vega_policy.spec.files import write_atomic
 from vega_policy.spec.processes import end_with_parent, worker_environment
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 Kind = Literal["rooms", "libero"]
 INSTANCES = "instance-filt"
 SETTINGS_FILE = "settings.json"
-SPLITS_FILE = "splits.json"
 LIBERO_TASKS = tuple(
     (suite, task_id)
     for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10")

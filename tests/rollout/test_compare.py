@@ -15,8 +15,8 @@ from vega_policy.rollout.compare import compare, pair_rows, seen, to_json
 from vega_policy.rollout.comparison_page import page
 from vega_policy.rollout.ledger import ROWS, Ledger, RunHeader
 from vega_policy.rollout.plan import Plan
-from vega_policy.rollout.statistics import wilson
 from vega_policy.spec import ContractError, EpisodeKey, EpisodeResult
+from vega_policy.spec.intervals import wilson
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = {0: "pick_the_soup", 1: "pick_the_milk"}

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 from scipy.stats import binomtest
 
-from vega_policy.rollout.statistics import groups, summarise, wilson
+from vega_policy.rollout.statistics import groups, summarise
 from vega_policy.rollout.table import table
 from vega_policy.spec import EpisodeKey, EpisodeResult
+from vega_policy.spec.intervals import wilson
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 20), (185, 200)])

@@ -115,6 +115,17 @@ class VsiRow:
     """Left out of the debiased set; None where the file does not say."""
 
 
+NUMERIC_TYPES = (
+    "object_counting",
+    "object_abs_distance",
+    "object_size_estimation",
+    "room_size_estimation",
+)
+"""Types of VSI-Bench that are answered with a number."""
+DIRECTIONS = tuple(f"object_rel_direction_{level}" for level in ("easy", "medium", "hard"))
+CHOICE_TYPES = ("object_rel_distance", *DIRECTIONS, "route_planning", "obj_appearance_order")
+"""Types of VSI-Bench that are answered with a letter."""
+
 Row = ScanReferRow | Multi3DReferRow | Scan2CapRow | ScanQARow | SQA3DRow | VsiRow
 Task = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d", "vsi_bench"]
 TASKS: tuple[Task, ...] = get_args(Task)

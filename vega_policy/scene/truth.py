@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vega_policy.spec import ContractError
 from vega_policy.spec.files import write_atomic
 
-TRUTH_FILE = "truth.json"
+TRUTH_FILE, SPLITS_FILE = "truth.json", "splits.json"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

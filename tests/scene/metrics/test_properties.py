@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from vega_policy.scene.annotations import (
+    CHOICE_TYPES,
+    NUMERIC_TYPES,
     Multi3DReferRow,
     Scan2CapRow,
     ScanQARow,
@@ -30,8 +32,6 @@ from vega_policy.scene.metrics.scanrefer import (
 from vega_policy.scene.metrics.score import SceneBootstrap
 from vega_policy.scene.metrics.sqa3d import question_type, score_sqa3d
 from vega_policy.scene.metrics.vsi_bench import (
-    CHOICE_TYPES,
-    NUMERIC_TYPES,
     mean_relative_accuracy,
     parse_number,
     score_answer,

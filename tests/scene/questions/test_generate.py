@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from vega_policy.scene.annotations import TASKS
+from vega_policy.scene.annotations import CHOICE_TYPES, NUMERIC_TYPES, TASKS
 from vega_policy.scene.questions.choosing import Letters, generator, in_turn
 from vega_policy.scene.questions.generate import generate
 from vega_policy.scene.questions.sentences import (
@@ -23,7 +23,7 @@ from vega_policy.scene.readers.scan2cap import write_scan2cap
 from vega_policy.scene.readers.scanqa import write_scanqa
 from vega_policy.scene.readers.scanrefer import write_scanrefer
 from vega_policy.scene.readers.sqa3d import write_sqa3d
-from vega_policy.scene.readers.vsi_bench import CHOICE_TYPES, NUMERIC_TYPES, write_vsi
+from vega_policy.scene.readers.vsi_bench import write_vsi
 from vega_policy.spec import ContractError
 
 WRITERS = {

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vega_policy.scene.annotations import TASKS
+from vega_policy.scene.annotations import CHOICE_TYPES, NUMERIC_TYPES, TASKS
 from vega_policy.scene.questions.prove import prove
 from vega_policy.scene.questions.sentences import (
     ASK,
@@ -20,7 +20,6 @@ from vega_policy.scene.questions.sentences import (
     VSI,
     read,
 )
-from vega_policy.scene.readers.vsi_bench import CHOICE_TYPES, NUMERIC_TYPES
 
 
 @pytest.fixture(scope="session")

@@ -93,9 +93,7 @@ def test_what_only_places_decide_is_learnt_from_coordinates_alone(
         words_first=60,
         peak=5e-4,
         precision="float32",
-    )
-    config = dataclasses.replace(
-        config, scannet=dataclasses.replace(config.scannet, arms=(name,), steps=160)
+        scannet={"arms": [name], "steps": 160, "texts_per_scene": 6},
     )
     run_all(config, corpus)
     path = Job("scannet", name).folder(config) / "predictions" / "scanrefer.json"

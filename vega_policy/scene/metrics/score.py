@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vega_policy.scene.metrics.pairing import Problem
+from vega_policy.spec.intervals import wilson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,15 +162,6 @@ class SceneBootstrap:
     def method_or_why(self, interval: tuple[float, float] | None) -> str:
         """Return how an interval was made, or why there is none."""
         return self.method if interval is not None else "no interval from a single scene"
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share (Wilson 1927), n > 0."""
-    z = 1.959963984540054
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (max(0.0, centre - half), min(1.0, centre + half))
 
 
 def mean_defined(statistics: Sequence[Floats]) -> Floats:

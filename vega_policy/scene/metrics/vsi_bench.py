@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from vega_policy.scene.annotations import CHOICE_TYPES, DIRECTIONS, NUMERIC_TYPES
 from vega_policy.scene.metrics.pairing import (
     Problem,
     empty_texts,
@@ -31,14 +32,6 @@ FIELDS = ("id",)
 Parser = Literal["original", "lmms_eval"]
 """How a number is read. ``original``: the first word must be one. ``lmms_eval``: the first number
 anywhere, digits or words. Scores of the two cannot be compared."""
-NUMERIC_TYPES = (
-    "object_counting",
-    "object_abs_distance",
-    "object_size_estimation",
-    "room_size_estimation",
-)
-DIRECTIONS = tuple(f"object_rel_direction_{level}" for level in ("easy", "medium", "hard"))
-CHOICE_TYPES = ("object_rel_distance", *DIRECTIONS, "route_planning", "obj_appearance_order")
 TASKS = (
     *NUMERIC_TYPES,
     "object_rel_distance",

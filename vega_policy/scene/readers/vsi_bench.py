@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vega_policy.scene.annotations import VsiRow
+from vega_policy.scene.annotations import CHOICE_TYPES, NUMERIC_TYPES, VsiRow
 from vega_policy.scene.readers.rows import Fields, Problems, parse_rows, read_json
 from vega_policy.spec import ContractError
 from vega_policy.spec.files import atomic_path, write_atomic
@@ -19,20 +19,6 @@ from vega_policy.spec.files import atomic_path, write_atomic
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-NUMERIC_TYPES = (
-    "object_counting",
-    "object_abs_distance",
-    "object_size_estimation",
-    "room_size_estimation",
-)
-CHOICE_TYPES = (
-    "object_rel_distance",
-    "object_rel_direction_easy",
-    "object_rel_direction_medium",
-    "object_rel_direction_hard",
-    "route_planning",
-    "obj_appearance_order",
-)
 _COLUMNS = (
     "id",
     "dataset",

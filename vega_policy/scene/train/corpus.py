@@ -16,14 +16,13 @@ from vega_policy.scene.readers.folder import missing_annotations, read_annotatio
 from vega_policy.scene.readers.scannet import list_scans, read_scan
 from vega_policy.scene.train.cases import Case, case_of
 from vega_policy.scene.train.rooms import Room, room_of
+from vega_policy.scene.truth import SPLITS_FILE
 from vega_policy.spec import ContractError
 
 if TYPE_CHECKING:
     from vega_policy.scene.train.settings import DataConfig
 
 log = logging.getLogger(__name__)
-
-SPLITS_FILE = "splits.json"
 
 
 @dataclass(frozen=True, eq=False)

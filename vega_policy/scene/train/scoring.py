@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 from vega_policy.scene.annotations import (
+    NUMERIC_TYPES,
     Box,
     Multi3DReferRow,
     Scan2CapRow,
@@ -21,11 +22,7 @@ from vega_policy.scene.metrics.scan2cap import score_scan2cap
 from vega_policy.scene.metrics.scanqa import score_scanqa
 from vega_policy.scene.metrics.scanrefer import score_scanrefer
 from vega_policy.scene.metrics.sqa3d import score_sqa3d
-from vega_policy.scene.metrics.vsi_bench import (
-    NUMERIC_TYPES,
-    mean_relative_accuracy,
-    score_vsi_bench,
-)
+from vega_policy.scene.metrics.vsi_bench import mean_relative_accuracy, score_vsi_bench
 from vega_policy.scene.train.answering import name_of
 from vega_policy.scene.train.cases import case_of
 
