@@ -85,14 +85,22 @@ def collect(settings: CollectSettings) -> CollectResult:
     Raises:
         ContractError: Unknown suite or task, a number out of range, or the folder holds
             demonstrations made with other settings.
-        EnvFault: Worker processes keep dying, or a task cannot be solved.
+        EnvFault: Worker processes keep dying, or the attempts at some task are used up; the files
+            of all tasks are written before that is said.
     """
     chosen = _check(settings)
     _remember_settings(settings)
     open_tasks = [t for t in chosen if len(_parts(settings, t)) < settings.demos_per_task]
     if open_tasks:
         _run_workers(settings, open_tasks, total=settings.demos_per_task * len(chosen))
-    files = tuple(_merge(settings, task) for task in chosen)
+    files = tuple(_merge(settings, task) for task in chosen if _parts(settings, task))
+    if short := [t for t in chosen if len(_parts(settings, t)) < settings.demos_per_task]:
+        raise EnvFault(
+            f"{settings.suite}: {_limit(settings)} attempts at a task were not enough for "
+            f"{settings.demos_per_task} demonstrations of each: "
+            + "; ".join(f"{t.name} has {len(_parts(settings, t))}" for t in short)
+            + ". What there is was written to the task files; ask for fewer, or choose another seed"
+        )
     return CollectResult(counts=tuple(_count(settings, task) for task in chosen), files=files)
 
 
@@ -205,8 +213,10 @@ def _run_pool(settings: CollectSettings, left: Sequence[Task], *, tick: Callable
                 for future in done:
                     future.result()
         except BaseException:
-            # Otherwise leaving the block would first play every task that still waits.
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Otherwise leaving the block would first play every task that still waits. (The pool's
+            # own cancelling breaks together with `max_tasks_per_child` and then never returns.)
+            for future in running:
+                future.cancel()
             raise
 
 
@@ -215,11 +225,7 @@ def _count_parts(settings: CollectSettings, some: Sequence[Task]) -> int:
 
 
 def collect_task(settings: CollectSettings, task_id: int) -> None:
-    """Collect one task in this process; what earlier runs left is kept.
-
-    Raises:
-        EnvFault: The expert fails too often.
-    """
+    """Collect one task in this process, until its attempts are used up; what there is is kept."""
     from envs.expert.demonstrate import Disturbances, demonstrate
     from envs.libero import LiberoEnv
     from vega_policy.data.libero_hdf5 import write_demo
@@ -229,8 +235,7 @@ def collect_task(settings: CollectSettings, task_id: int) -> None:
     folder = _part_folder(settings, task)
     learner = _load_learner(settings.checkpoint, suite=settings.suite)
     env = LiberoEnv(suite=settings.suite, task_id=task_id, camera_px=settings.camera_px)
-    limit = int(settings.demos_per_task * settings.max_attempts_factor) + 5
-    for k in range(limit):
+    for k in range(_limit(settings)):
         if len(_parts(settings, task)) >= settings.demos_per_task:
             break
         part, note = folder / f"attempt_{k:04d}.hdf5", folder / f"attempt_{k:04d}.json"
@@ -254,12 +259,10 @@ def collect_task(settings: CollectSettings, task_id: int) -> None:
         else:
             write_demo(part, attempt.demo)
     env.close()
-    found = len(_parts(settings, task))
-    if found < settings.demos_per_task:
-        raise EnvFault(
-            f"{task.name}: {limit} attempts gave {found} demonstrations, wanted "
-            f"{settings.demos_per_task}; the expert cannot solve this task reliably"
-        )
+
+
+def _limit(settings: CollectSettings) -> int:
+    return int(settings.demos_per_task * settings.max_attempts_factor) + 5
 
 
 def measure(

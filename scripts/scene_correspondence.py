@@ -121,8 +121,8 @@ def run_consistency(
         ContractError: The user has to act.
     """
     require_name(number, NUMBERS, what="number")
-    rows = _read(scores, "correspondence.json of task=correspondence")["rows"]
-    whole = _read(findings, "findings.json of a study")["groups"][0]
+    rows = _read(scores, "rows", "scores= (correspondence.json of task=correspondence)")
+    whole = _read(findings, "groups", "findings= (findings.json of a study)")[0]
     rates = {rate["name"]: sum(rate["by_seed"]) / len(rate["by_seed"]) for rate in whole["rates"]}
     require_name(reference, rates, what="arm")
     consistency = {row["name"]: row[number] for row in rows if not row["is_control"]}
@@ -203,10 +203,14 @@ def _scans(
         yield scan
 
 
-def _read(path: str | None, what: str) -> dict[str, Any]:
+def _read(path: str | None, key: str, what: str) -> list[Any]:
     if path is None:
         raise ContractError(f"task=consistency reads {what}; name it")
     try:
-        return json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ContractError(f"{path} cannot be read as {what}: {error}") from error
+    found = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(found, list) or not found:
+        raise ContractError(f"{path} has no {key}, expected {what}; are the two files exchanged?")
+    return found

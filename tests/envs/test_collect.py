@@ -12,6 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
+from envs.suites import tasks
+from vega_policy.data.libero_hdf5 import write_demo
+from vega_policy.testing.demos import make_demo
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "scripts/collect.py", "collect.tasks=[0]", "collect.workers=1"]
 
@@ -87,6 +91,30 @@ def replay(demo: h5py.Group) -> None:
         assert np.abs(env.sim_state() - state).max() < 1e-4
         assert env.simulation.step(action) == bool(reward)
     env.close()
+
+
+def test_a_task_that_stays_short_is_named_and_what_there_is_is_merged(tmp_path):
+    arguments = [f"data_dir={tmp_path}", "collect.tasks=[0,1]", "collect.demos_per_task=1"]
+    names = [tasks("libero_object")[k].name for k in (0, 1)]
+    parts = tmp_path / "libero_object" / "parts"
+    for name in names:
+        (parts / name).mkdir(parents=True)
+        for k in range(8):
+            note = {"outcome": "failure", "steps": 280}
+            (parts / name / f"attempt_{k:04d}.json").write_text(json.dumps(note))
+    instruction = tasks("libero_object")[1].instruction
+    write_demo(parts / names[1] / "attempt_0000.hdf5", make_demo(0, instruction=instruction))
+    done = subprocess.run(
+        [*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=180
+    )
+    assert done.returncode == 1
+    assert (
+        f"8 attempts at a task were not enough for 1 demonstrations of each: {names[0]} has 0"
+        in (done.stderr)
+    )
+    assert names[1] not in done.stderr.splitlines()[-1]
+    (task_file,) = (tmp_path / "libero_object").glob("*_demo.hdf5")
+    assert task_file.name.startswith(names[1])
 
 
 def test_settings_that_differ_from_the_folder_are_all_listed(tmp_path):

@@ -157,8 +157,12 @@ def test_what_is_not_named_is_asked_for(tmp_path):
         script.run_correspondence(config(), scans=None, out=tmp_path)
     with pytest.raises(ContractError, match="name a"):
         script.run_nos(None, group="joint", baseline=None, unknown="row")
-    with pytest.raises(ContractError, match=r"reads correspondence.json .*; name it"):
+    with pytest.raises(ContractError, match=r"reads scores= .*; name it"):
         script.run_consistency(None, None, number="gap", reference="no_prior")
+    findings = tmp_path / "findings.json"
+    findings.write_text('{"groups": [1]}')
+    with pytest.raises(ContractError, match=r"has no rows, expected scores=.*exchanged"):
+        script.run_consistency(str(findings), None, number="gap", reference="no_prior")
 
 
 def test_scene_of_another_export_is_answered_with_the_nearest(export, tmp_path):

@@ -13,10 +13,10 @@ import torch
 from vega_policy.scene.annotations import TASKS
 from vega_policy.scene.drawing import draw_box
 from vega_policy.scene.heads import prompts
-from vega_policy.scene.heads.grounding import select_many, select_one
 from vega_policy.scene.heads.inputs import POINTS_PX, scene_inputs, video_inputs
 from vega_policy.scene.heads.scannet_model import ScanNetModel
 from vega_policy.scene.heads.vsi_model import VsiModel
+from vega_policy.scene.selection import select_many, select_one
 from vega_policy.spec import ContractError
 from vega_policy.spec.files import atomic_path
 from vega_policy.spec.names import require_name
@@ -89,7 +89,7 @@ def ask(model: ScanNetModel | VsiModel, scan: Scan, question: Question) -> Reply
     if question.task in ("scanrefer", "multi3drefer"):
         boxes = _boxes(scan)
         prompt = prompts.scanrefer if question.task == "scanrefer" else prompts.multi3drefer
-        scores = model.ground(tokens, [boxes], [prompt(question.text)])[0]
+        scores = model.ground(tokens, [boxes], [prompt(question.text)])[0].tolist()
         chosen = [select_one(scores)] if question.task == "scanrefer" else select_many(scores)
         return Reply(object_ids=tuple(scan.objects[i].object_id for i in chosen))
     if question.task == "scan2cap":

@@ -139,12 +139,15 @@ def read_rows(path: Path | str) -> list[Any]:
     """Read a JSON list or one JSON value a line; blank lines are skipped.
 
     Raises:
-        ContractError: The file is missing, empty or neither of the two.
+        ContractError: The file is missing, empty, no text or neither of the two.
     """
     file = Path(path)
     if not file.is_file():
         raise ContractError(f"no prediction file {file}; check predictions=")
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ContractError(f"{file} is no UTF-8 text ({error}); write it as JSON again") from error
     try:
         content = json.loads(text)
     except ValueError:

@@ -8,7 +8,7 @@ import torch
 
 from vega_policy.scene.heads import prompts
 from vega_policy.scene.heads.config import CodeConfig, ScanNetConfig, from_dict, to_dict
-from vega_policy.scene.heads.grounding import GroundingHead, info_nce, select_many, select_one
+from vega_policy.scene.heads.grounding import GroundingHead, info_nce
 from vega_policy.scene.heads.inputs import scene_inputs, video_inputs
 from vega_policy.scene.heads.object_features import (
     object_means,
@@ -135,21 +135,6 @@ def test_gradient_of_info_nce_is_share_minus_share_of_the_targets():
     meant[[0, 2]] = (scores.detach()[[0, 2]] / 0.07).softmax(0)
     assert torch.allclose(scores.grad, (share - meant) / 0.07)
     assert torch.autograd.gradcheck(lambda s: info_nce(s, [0, 2]), scores.detach().requires_grad_())
-
-
-def test_one_object_is_chosen_although_the_zero_target_wins():
-    assert select_one(torch.tensor([0.1, 0.3, 0.9])) == 1
-    with pytest.raises(ValueError, match="at least one box"):
-        select_one(torch.tensor([0.1]))
-
-
-def test_many_objects_are_chosen_until_four_tenths_of_the_mass():
-    assert select_many(torch.tensor([0.1, 0.3, 0.9])) == []
-    assert select_many(torch.tensor([0.0, 0.9, 0.1])) == [1]
-    share = torch.tensor([0.3, 0.25, 0.2, 0.25])
-    scores = 0.07 * share.log()
-    assert select_many(scores + torch.tensor([0.0, 0, 0, -1e-4])) == [0, 1]
-    assert select_many(0.07 * torch.tensor([0.39, 0.02, 0.29, 0.3]).log()) == [0, 2]
 
 
 def test_head_scores_are_cosines_and_every_weight_gets_a_gradient():

@@ -4,10 +4,10 @@
     oracle/bin/pip install numpy==1.26.4 pyarrow==25.0.0 torchmetrics-ext==0.4.2 pycocoevalcap==1.2
     # and a Java runtime
     oracle/bin/python tests/scene/metrics/record_oracles.py \
-        --video-3d-llm CHECKOUT --thinking-in-space CHECKOUT --lmms-eval CHECKOUT
+        --video-3d-llm CHECKOUT --thinking-in-space CHECKOUT --lmms-eval CHECKOUT --leo CHECKOUT
 
 Checkouts: LaVi-Lab/Video-3D-LLM at 3ff70e8, vision-x-nyu/thinking-in-space at 51e089c,
-EvolvingLMMs-Lab/lmms-eval at 75571cf. Inputs are drawn with fixed seeds and stored with the answers, so
+EvolvingLMMs-Lab/lmms-eval at 75571cf, embodied-generalist/embodied-generalist at 567f2d8. Inputs are drawn with fixed seeds and stored with the answers, so
 that the tests need none of this. Single functions are taken out of the checkouts, whose imports are heavy.
 """
 
@@ -78,9 +78,12 @@ CHOICE = [
 def functions(path, names):
     """Return functions and constants of a file without running the rest of it."""
     tree = ast.parse(Path(path).read_text())
+    methods = [
+        node for owner in tree.body if isinstance(owner, ast.ClassDef) for node in owner.body
+    ]
     kept = [
         node
-        for node in tree.body
+        for node in (*tree.body, *methods)
         if getattr(node, "name", None) in names
         or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) in names)
     ]
@@ -376,6 +379,24 @@ def answers(video_3d_llm):
     return [[text, clean["clean_answer"](text)] for text in texts]
 
 
+def refined(leo):
+    """Return answers, references, and LEO's exact and refined match."""
+    clean = functions(Path(leo) / "data/data_utils.py", {"clean_answer"})["clean_answer"]
+    match = functions(Path(leo) / "evaluator/scanqa_eval.py", {"answer_match"})["answer_match"]
+    rng = random.Random(4)
+    words = ["the", "brown", "table", "a", "2", "two", "TV", "left", "lamp", "tab", "none", "0"]
+
+    def answer():
+        return " ".join(rng.choice(words) for _ in range(rng.randint(0, 3)))
+
+    rows = []
+    for _ in range(600):
+        said, references = answer(), [answer() for _ in range(rng.randint(1, 3))]
+        cleaned = [clean(reference) for reference in references]
+        rows.append([said, references, *match(None, clean(said), cleaned)])
+    return rows
+
+
 def write(name, content):
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False) + "\n")
@@ -383,9 +404,10 @@ def write(name, content):
 
 def main():
     parser = argparse.ArgumentParser()
-    for name in ("--video-3d-llm", "--thinking-in-space", "--lmms-eval"):
+    for name in ("--video-3d-llm", "--thinking-in-space", "--lmms-eval", "--leo"):
         parser.add_argument(name, required=True)
     given = parser.parse_args()
+    write("refined", refined(given.leo))
     write("answers", answers(given.video_3d_llm))
     write("vsi_bench", vsi_bench(given.thinking_in_space, given.lmms_eval))
     write("grounding", grounding(given.video_3d_llm))

@@ -192,9 +192,64 @@ def test_predictions_of_video_3d_llm_and_of_the_benchmarks_are_read(folder):
     assert scored("scanqa", ranked, "em@1") == 100
     situated = [{"sample_id": 10 * n + i, "pred_response": "chair"} for n, (_, i) in enumerate(ids)]
     assert scored("sqa3d", situated, "em") == 100
+    numbered = [{"sample_id": n, "pred_response": "2"} for n in range(4)]
+    assert scored("vsi_bench", numbered, "overall") == 100
     logged = [{"vsibench_score": {"id": n, "prediction": "2 chairs"}} for n in range(2)]
     logged += [{"doc": {"id": n}, "filtered_resps": [["2"]]} for n in (2, 3)]
     assert scored("vsi_bench", logged, "overall") == 100
+
+
+def test_scores_of_proposals_are_read_as_video_3d_llm_reads_them(tmp_path):
+    asked = (
+        "Identify the object according to the following description.\nit"
+        "\nThere may be no corresponding object, or there may be one or more objects."
+    )
+    boxes = [[float(i), 0.0, 0.5, 1.0, 1.0, 1.0] for i in range(3)]
+    meant = {"mt": (0, 2), "st_w_d": (1,), "zt_wo_d": (), "zt_w_d": (), "st_wo_d": (0,)}
+    conversations = [
+        {
+            "id": f"multi3drefer_val_{kind}",
+            "video": f"scannet/{SCENES[0]}",
+            "box": [boxes[i] for i in ids],
+            "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": "x"}],
+            "metadata": {"question_type": kind, "ann_id": n, "object_id": list(ids)},
+        }
+        for n, (kind, ids) in enumerate(meant.items())
+    ]
+    annotations = tmp_path / "multi3drefer_val.json"
+    annotations.write_text(json.dumps(conversations))
+    scores = {
+        "mt": [0.5, 0.45, 0.5, 0.3],  # 0.393 of the mass each: both are needed
+        "st_w_d": [0.1, 0.6, 0.1, 0.2],
+        "zt_wo_d": [0.1, 0.2, 0.1, 0.9],
+        "zt_w_d": [0.9, 0.2, 0.1, 0.1],  # wrong: there is none
+        "st_wo_d": [0.9, 0.2, 0.1],  # a score is missing
+    }
+    said = tmp_path / "val.jsonl"
+    rows = [
+        {"sample_id": f"multi3drefer_val_{kind}", "scores": given, "objects": boxes}
+        for kind, given in scores.items()
+    ]
+    said.write_text("\n".join(map(json.dumps, rows)))
+    found = evaluate("multi3drefer", said, annotations)
+    assert found.values["f1@0.5"].tolist() == [1, 1, 1, 0, 0]
+    (problem,) = found.problems
+    assert problem.ids == (f"{SCENES[0]}/4",)
+
+
+def test_a_caption_that_belongs_nowhere_is_not_called_a_score_at_an_overlap(folder):
+    rows = json.loads((folder / "said" / "scan2cap.json").read_text())
+    said = folder / "nowhere.json"
+    said.write_text(json.dumps([{k: v for k, v in row.items() if k != "box"} for row in rows]))
+    items = json.loads((folder / "scan2cap.json").read_text())
+    asked = folder / "boxless.json"
+    asked.write_text(
+        json.dumps([{k: v for k, v in item.items() if k != "box_input"} for item in items])
+    )
+    found = evaluate("scan2cap", said, asked, settings_of("scan2cap", folder))
+    assert found.scores["rouge_l"].value == 100
+    assert not [name for name in found.scores if "@" in name]
+    assert any("not the published score" in note for note in found.notes)
 
 
 def test_errors_say_what_to_do(folder):
@@ -219,6 +274,9 @@ def test_errors_say_what_to_do(folder):
     broken = folder / "broken.jsonl"
     broken.write_text('{"question_id": 1}\n{"question_id": \n')
     with pytest.raises(ContractError, match="1 broken: line 2"):
+        read_rows(broken)
+    broken.write_bytes(b'[{"text": "caf\xe9"}]')
+    with pytest.raises(ContractError, match="no UTF-8"):
         read_rows(broken)
     broken.write_text("[]")
     with pytest.raises(ContractError, match="no predictions"):

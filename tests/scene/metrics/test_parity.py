@@ -8,7 +8,7 @@ import pytest
 
 from vega_policy.scene.annotations import Multi3DReferRow, ScanReferRow, VsiRow
 from vega_policy.scene.boxes import iou
-from vega_policy.scene.metrics.answers import clean_answer
+from vega_policy.scene.metrics.answers import clean_answer, refined_match
 from vega_policy.scene.metrics.bleu import bleu, bleu_statistics
 from vega_policy.scene.metrics.cider import cider
 from vega_policy.scene.metrics.meteor import meteor, ptb_tokens, why_no_java
@@ -131,6 +131,20 @@ def test_vsi_scores_equal_torchmetrics_ext():
 def test_cleaned_answers_equal_video_3d_llm():
     for text, cleaned in recorded("answers"):
         assert clean_answer(text) == cleaned, repr(text)
+
+
+def test_the_refined_match_equals_leos_and_strict_differs_where_nothing_is_said():
+    rows = recorded("refined")
+    assert len(rows) == 600
+    for said, references, em, refined in rows:
+        assert refined_match(said, references, em_r="leo") == bool(refined)
+        is_silent = not clean_answer(said).strip()
+        strict = refined_match(said, references, em_r="strict")
+        assert strict == (False if is_silent else bool(refined))
+        # LEO stops at the first reference that contains the answer, also where a later one equals it.
+        equal = any(clean_answer(said) == clean_answer(reference) for reference in references)
+        assert equal >= em
+        assert equal == bool(em) or len(references) > 1
 
 
 def test_live_pycocoevalcap_agrees_on_fresh_texts():

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vega_policy.scene.selection import TEMPERATURE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-TEMPERATURE = 0.07
 
 
 class GroundingHead(nn.Module):
@@ -56,36 +56,6 @@ def info_nce(scores: Tensor, targets: Sequence[int]) -> Tensor:
     logits = scores / TEMPERATURE
     meant = logits[list(targets)] if len(targets) else logits[n:]
     return logits.logsumexp(0) - meant.logsumexp(0)
-
-
-def select_one(scores: Tensor) -> int:
-    """Return the best object, also where the zero target scores higher (ScanRefer).
-
-    Raises:
-        ValueError: There is no object.
-    """
-    if len(scores) < 2:
-        raise ValueError("there are no objects to choose from; give at least one box")
-    return int(scores[:-1].argmax())
-
-
-def select_many(scores: Tensor, *, mass: float = 0.4) -> list[int]:
-    """Return the objects that are meant, best first (Multi3DRefer's rule).
-
-    None where the zero target scores highest. Else the softmax at temperature 0.07 over all scores,
-    zero target included and not renormalised, is summed from the top until ``mass`` is reached.
-    """
-    if int(scores.argmax()) == len(scores) - 1:
-        return []
-    share = (scores.float() / TEMPERATURE).softmax(0)[:-1]
-    chosen: list[int] = []
-    total = 0.0
-    for index in share.argsort(descending=True, stable=True).tolist():
-        chosen.append(index)
-        total += float(share[index])
-        if total >= mass:
-            break
-    return chosen
 
 
 def _projection(width: int) -> nn.Sequential:

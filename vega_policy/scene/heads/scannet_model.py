@@ -233,7 +233,7 @@ class ScanNetModel(SceneModel):
 
         Returns:
             (o + 1,) cosines for each text; the last is the zero target, "none of them". See
-            `select_one` and `select_many`.
+            `scene.selection`.
 
         Raises:
             ContractError: A scene has no depth, or numbers disagree.

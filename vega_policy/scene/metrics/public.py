@@ -1,7 +1,9 @@
 """Prediction files of others, brought to the fields the metrics read.
 
 ==========================  ======================================================================
-Video-3D-LLM, VEGA-3D       ``sample_id`` (the ``id`` of the conversation), ``pred_response``
+Video-3D-LLM, VEGA-3D       ``sample_id`` (the ``id`` of the conversation), ``pred_response``;
+                            Multi3DRefer: ``scores`` of the proposals ``objects``, of which
+                            `select_many` takes those that are meant
 ScanRefer benchmark         ``bbox``: the eight corners in place of ``box``
 ScanQA benchmark            ``answer_top10``: the first is the answer
 lmms-eval, VSI-Bench        ``vsibench_score`` or ``vsibench_overall``: the question with its
@@ -14,17 +16,20 @@ A row in none of these forms is passed on as it is; what it lacks is listed when
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vega_policy.scene.readers.scanqa import question_id_of
+from vega_policy.scene.selection import select_many
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-_SCANQA_ID = re.compile(r"scanqa_(?P<question>.+)_\d+")
+_BOX_TASKS = ("scanrefer", "multi3drefer", "scan2cap")
+"""Their conversations have numbers of their own, which only the annotation explains."""
 _VSI_LOGS = ("vsibench_score", "vsibench_overall")
 
 
@@ -48,9 +53,12 @@ def public_rows(task: str, rows: Iterable[Any], annotations: Path | str) -> list
 
 def _names(task: str, annotations: Path | str) -> dict[str, dict[str, Any]]:
     """Return the fields that name a question, by the id of its conversation."""
-    if task in ("scanqa", "sqa3d") or not Path(annotations).is_file():
+    if task not in _BOX_TASKS or not Path(annotations).is_file():
         return {}
-    content = json.loads(Path(annotations).read_bytes())
+    try:
+        content = json.loads(Path(annotations).read_bytes())
+    except ValueError:
+        return {}  # its reader says what is wrong with it
     items = content if isinstance(content, list) else []
     return {
         str(item["id"]): {
@@ -68,14 +76,33 @@ def _from_conversation(row: Any, task: str, named: dict[str, dict[str, Any]]) ->
         return row
     sample = row["sample_id"]
     if task == "scanqa":
-        match = _SCANQA_ID.fullmatch(str(sample))
-        name = {"question_id": match["question"] if match else sample}
-    elif task in ("sqa3d", "vsi_bench"):
-        name = {"question_id": sample, "id": sample}
-    else:
+        name = {"question_id": question_id_of(str(sample))}
+    elif task in _BOX_TASKS:
         name = named.get(str(sample), {})
-    content = {"scanrefer": "box", "multi3drefer": "boxes"}.get(task, "text")
-    return {**name, **({content: row["pred_response"]} if "pred_response" in row else {})}
+    else:
+        name = {"question_id": sample, "id": sample}
+    return {**name, **_content(row, task)}
+
+
+def _content(row: Mapping[str, Any], task: str) -> dict[str, Any]:
+    if task == "multi3drefer" and "scores" in row:
+        return {"boxes": _meant(row["scores"], row.get("objects"))}
+    if "pred_response" not in row:
+        return {}
+    name = {"scanrefer": "box", "multi3drefer": "boxes"}.get(task, "text")
+    return {name: row["pred_response"]}
+
+
+def _meant(scores: Any, objects: Any) -> list[Any] | None:  # noqa: ANN401
+    """Return the proposals that are meant, or None where scores and proposals do not fit."""
+    try:
+        given = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    fits = isinstance(objects, list) and given.shape == (len(objects) + 1,)
+    if not fits or not np.isfinite(given).all():
+        return None
+    return [objects[i] for i in select_many(given)]
 
 
 def _scanrefer(row: Mapping[str, Any]) -> Mapping[str, Any]:

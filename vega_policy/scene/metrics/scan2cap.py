@@ -64,8 +64,9 @@ def score_scan2cap(
         annotations: With references and, unless all objects count as located, boxes.
         located: Which captions count. ``prediction``: those whose ``box`` overlaps the object by half.
             ``annotation``: those of objects with a ``box_input`` that does. ``all``: all, as where the
-            model was given the true box; not the published protocol. None: the first of the three
-            that the files have boxes for. The result says which.
+            model was given the true box; not the published protocol, and the scores' names end
+            without ``@0.5``. None: the first of the three that the files have boxes for. The result
+            says which.
         threshold: ``strict``: the overlap must exceed one half, as in the original code; ``inclusive``:
             reaching it is enough, as in later ones.
         with_meteor: Whether to run METEOR.
@@ -113,17 +114,24 @@ def score_scan2cap(
     )
     log_problems("scan2cap", problems)
     names = [name for name in HEADLINE if name in found.scores]
+    at = "" if rule == "all" else f"@{IOU}"
+    notes = list(found.notes)
+    if rule == "all" and located is None:
+        notes.append(
+            "neither predictions (box) nor annotation (box_input) say where a caption belongs: every "
+            f"caption counts, which is not the published score at {IOU}"
+        )
     return Evaluation(
         task="scan2cap",
         n=len(annotations),
         protocol={"located": rule, "threshold": threshold, "missing": "empty caption"},
         scores={
-            **{f"{name}@{IOU}": found.scores[name] for name in names},
+            **{f"{name}{at}": found.scores[name] for name in names},
             "located": bootstrap.mean(hits.astype(np.float64)),
             **{f"{name} of empty captions": floor.scores[name] for name in names},
         },
         problems=tuple(problems),
-        notes=found.notes,
+        notes=tuple(notes),
         ids=paired.ids,
         scenes=scenes,
         values={**found.values, "located": hits.astype(np.float64)},

@@ -86,6 +86,14 @@ def unique_descriptions(
             "or use unique_by=name, which differs from the official rule"
         )
 
+    whole = rows if split is None else split
+    nameless = [f"{r.scene_id}/{r.object_id}" for r in (*whole, *rows) if not r.object_name]
+    if nameless:
+        raise ContractError(
+            f"{len(nameless)} descriptions have no object_name (first {nameless[0]}), which "
+            f"unique_by={by} needs; use unique_by=file where the annotation has eval_type"
+        )
+
     def class_of(row: ScanReferRow) -> object:
         name = row.object_name.replace("_", " ")
         if by == "name" or classes is None:
@@ -93,7 +101,7 @@ def unique_descriptions(
         number = classes.get(name, OTHER)
         return number if number in KNOWN_CLASSES else OTHER
 
-    objects = {(r.scene_id, r.object_id): class_of(r) for r in (rows if split is None else split)}
+    objects = {(r.scene_id, r.object_id): class_of(r) for r in whole}
     counts = Counter((scene, label) for (scene, _), label in objects.items())
     return np.array([counts[row.scene_id, class_of(row)] <= 1 for row in rows])
 

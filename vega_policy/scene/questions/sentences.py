@@ -141,7 +141,6 @@ _NOUN = r"[a-z]+(?: [a-z]+){0,2}"
 _FREE = {"choices": r"[^()?]+", "actions": r"1\. .+\."}
 _ARTICLE = {"one": r"(?:an? )?"}
 _SLOT = re.compile(r"\{(\w+)\}")
-_WORD = re.compile(r"[a-z]+")
 
 
 @dataclass(frozen=True)
@@ -228,16 +227,3 @@ def one(phrase: str) -> str:
     if _is_plural(phrase):
         return phrase
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
-
-
-def words(labels: Iterable[str], colours: Iterable[str] = COLOURS) -> tuple[str, ...]:
-    """Return every word of the ScanNet questions and answers about some classes, in lower case."""
-    fixed = [
-        _SLOT.sub(" ", template)
-        for family in (REFER, CAPTION, ASK, SITUATION, SITUATED)
-        for templates in family.values()
-        for template in templates
-    ]
-    nouns = [text for label in labels for text in (label, plural(label))]
-    rest = ("a an yes no on top of the", *WAYS.values(), *SECTORS, *NUMBERS, *colours, *nouns)
-    return tuple(sorted(set(_WORD.findall(" ".join([*fixed, *rest]).lower()))))

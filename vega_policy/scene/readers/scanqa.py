@@ -37,6 +37,12 @@ def write_scanqa(path: Path | str, rows: Iterable[ScanQARow]) -> None:
     write_list(path, (_to_row(row) for row in rows))
 
 
+def question_id_of(conversation_id: str) -> str:
+    """Return the question a conversation of Video-3D-LLM is about: its id holds that of ScanQA."""
+    match = _CONVERSATION_ID.fullmatch(conversation_id)
+    return match["question"] if match else conversation_id
+
+
 def _from_row(fields: Fields) -> ScanQARow:
     row = ScanQARow(
         scene_id=fields.text("scene_id"),
@@ -52,11 +58,9 @@ def _from_row(fields: Fields) -> ScanQARow:
 
 
 def _from_conversation(fields: Fields) -> ScanQARow:
-    row_id = fields.text("id")
-    match = _CONVERSATION_ID.fullmatch(row_id)
     return ScanQARow(
         scene_id=scene_of(fields),
-        question_id=match["question"] if match else row_id,
+        question_id=question_id_of(fields.text("id")),
         question=asked(fields, after="Answer the question simply."),
         answers=_answers(fields.inside("metadata")),
     )

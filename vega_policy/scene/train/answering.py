@@ -17,9 +17,9 @@ from vega_policy.scene.annotations import (
     SQA3DRow,
     VsiRow,
 )
-from vega_policy.scene.heads.grounding import select_many, select_one
 from vega_policy.scene.heads.prompts import GROUND
 from vega_policy.scene.heads.scannet_model import ScanNetModel
+from vega_policy.scene.selection import select_many, select_one
 from vega_policy.scene.train.learning import encode, places
 from vega_policy.scene.train.reading import answers_to, ground_scores, read_texts
 from vega_policy.scene.train.rooms import stretches
@@ -104,14 +104,14 @@ def answer(
     if cases[0].is_grounding and isinstance(model, ScanNetModel):
         read = read_texts(model, tokens, prompts, answers=[GROUND] * len(cases))
         scores = ground_scores(model, tokens, boxes, read)
-        return [_boxes_row(c, s, boxes) for c, s in zip(cases, scores, strict=True)]
+        return [_boxes_row(c, s.tolist(), boxes) for c, s in zip(cases, scores, strict=True)]
     texts = answers_to(
         *(model, tokens, prompts), coords=places(cases), max_new_tokens=limits[cases[0].task]
     )
     return [{**name_of(case.row), "text": text} for case, text in zip(cases, texts, strict=True)]
 
 
-def _boxes_row(case: Case, scores: Tensor, boxes: Tensor) -> dict[str, Any]:
+def _boxes_row(case: Case, scores: Sequence[float], boxes: Tensor) -> dict[str, Any]:
     if isinstance(case.row, ScanReferRow):
         return {**name_of(case.row), "box": boxes[select_one(scores)].tolist()}
     return {**name_of(case.row), "boxes": [boxes[i].tolist() for i in select_many(scores)]}

@@ -54,8 +54,14 @@ def read_split(config: DataConfig) -> tuple[list[str], list[str]]:
         raise ContractError(
             f"no file {path}, expected scenes of train and val in it; render scans with scripts/scan.py"
         )
-    content = json.loads(path.read_text())
-    if not isinstance(content, dict) or not {"train", "val"} <= set(content):
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ContractError(
+            f"{path} is no JSON ({error}); render again with scripts/scan.py"
+        ) from error
+    sides = [content.get(side) for side in ("train", "val")] if isinstance(content, dict) else []
+    if not sides or not all(isinstance(scenes, list) for scenes in sides):
         raise ContractError(f"{path} has no lists train and val; render again with scripts/scan.py")
     train, held_out = (
         [str(scene) for scene in content[side]][:limit]
