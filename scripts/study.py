@@ -11,12 +11,14 @@ import json
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra_cli import run
 
-from vega_policy.rollout.study.cells import rollouts, trainings
+from vega_policy.rollout.study.cells import base_training, rollouts, trainings
 from vega_policy.rollout.study.declaration import Study
 from vega_policy.rollout.study.findings import read_findings
 from vega_policy.rollout.study.page import page
@@ -46,9 +48,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
         return {"study": study.name, "runs": len(cells), "done": len(cells) - len(todo)}
     if stage == "all":
         require_same(study, root)
-        for number, cell in enumerate(todo, start=1):
-            log.info("run %d of %d: %s", number, len(todo), cell.name)
-            cell.keep(root, play(cell))
+        play_all(todo, root, at_once=config["trainings_at_once"])
     findings = read_findings(study, root)
     for group in findings.groups:
         print(f"\n{group.name}\n{group_table(study, group)}")
@@ -78,7 +78,8 @@ def chosen(study: Study, root: Path, *, only: list[str] | None) -> list[Cell]:
     names = [arm.name for arm in study.arms]
     wanted = names if only is None else [require_name(n, names, what="arm") for n in only]
     lenders = {study.arm(name).weights for name in wanted}
-    found: list[Cell] = []
+    base = base_training(study, root)
+    found: list[Cell] = [] if base is None else [base]
     for seed in study.seeds:
         found += [
             cell
@@ -111,6 +112,31 @@ def require_same(study: Study, root: Path) -> None:
                 f"{root} was declared with another {', '.join(changed)}; give this study another name"
             )
     write_atomic(path, json.dumps(declared, indent=2) + "\n")
+
+
+def play_all(cells: list[Cell], root: Path, *, at_once: int) -> None:
+    """Make the runs in their order; neighbouring trainings of arms side by side, rollouts one by one.
+
+    Raises:
+        ContractError: ``at_once`` is no number of trainings.
+        EnvFault: A run failed; those beside it are finished and kept first.
+    """
+    if not isinstance(at_once, int) or at_once < 1:
+        raise ContractError(f"trainings_at_once is {at_once!r}, expected a whole number from 1 on")
+
+    def one(cell: Cell) -> None:
+        log.info("run %d of %d: %s", cells.index(cell) + 1, len(cells), cell.name)
+        cell.keep(root, play(cell))
+
+    for is_side_by_side, some in groupby(cells, key=lambda c: c.kind == "train" and bool(c.arm)):
+        with ThreadPoolExecutor(at_once if is_side_by_side else 1) as pool:
+            runs = [pool.submit(one, cell) for cell in some]
+            try:
+                for finished in as_completed(runs):
+                    finished.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 def play(cell: Cell) -> dict[str, Any]:

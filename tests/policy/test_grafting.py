@@ -185,6 +185,27 @@ def test_a_projector_of_another_size_is_that_of_the_prior_alone():
     assert_same_outputs(policy, new, batch)
 
 
+def test_added_hidden_units_are_silent_until_they_are_trained_and_saved_like_all(tmp_path):
+    policy, batch = tiny("none"), [tiny_observation(0), tiny_observation(1)]
+    before = policy.model.state_dict()
+    wide = grafted(policy, "none", widen=5)
+    after = wide.model.state_dict()
+    assert wide.config.projector.semantic_hidden == policy.config.projector.semantic_hidden + 5
+    changed = {name for name in before if before[name].shape != after[name].shape}
+    prefix = "vision.semantic_projector."
+    assert changed == {prefix + name for name in ("fc1.weight", "fc1.bias", "fc2.weight")}
+    assert np.allclose(act(policy, batch), act(wide, batch), atol=1e-5)
+    assert after[prefix + "fc1.weight"][-5:].abs().min() > 0, "they look, so they can learn"
+    with torch.no_grad():
+        wide.model.vision.semantic_projector.fc2.weight[:, -5:] = 1.0
+    assert not np.allclose(act(policy, batch), act(wide, batch), atol=1e-5)
+    wide.save_pretrained(tmp_path / "wide")
+    again = from_pretrained(tmp_path / "wide", unnorm_key=wide.unnorm_key)
+    assert_same_answers(wide, again, batch)
+    with pytest.raises(ContractError, match="widen is -1"):
+        grafted(policy, "none", widen=-1)
+
+
 def test_without_fusion_the_prior_settings_are_not_even_looked_at(tmp_path):
     odd = PriorConfig(grid=3, width=7)
     policy = tiny("none", prior=odd)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vega_policy.policy.policy import VegaPolicy
+from vega_policy.spec import ContractError
 from vega_policy.vision.fusion import FusionConfig
 from vega_policy.vision.prior import build_prior
 
@@ -29,6 +30,7 @@ def graft(
     prior_path: Path | str | None = None,
     fusion: FusionConfig,
     projector: ProjectorConfig | None = None,
+    widen: int = 0,
     seed: int = 0,
 ) -> VegaPolicy:
     """Return a policy with a new prior, prior projector and fusion rule.
@@ -45,15 +47,23 @@ def graft(
         fusion: The rule; ``none`` removes the prior.
         projector: Sizes of the prior's projector; None keeps the policy's settings. What it says of
             the semantic projector is not looked at: that one is there.
+        widen: Hidden units added to the semantic projector. They answer nothing until they are
+            trained, so the policy acts as before up to the order of its sums; with fusion ``none`` they give an
+            arm without a prior as many weights as one with it.
         seed: Of the new weights; global random state is left as it was.
 
     Raises:
-        ContractError: The prior does not fit the towers.
+        ContractError: The prior does not fit the towers, or ``widen`` is negative.
         CheckpointError: ``prior_path`` does not hold the weights the settings describe.
     """
-    config = grafted_config(policy.config, prior=prior, fusion=fusion, projector=projector)
+    config = grafted_config(
+        policy.config, prior=prior, fusion=fusion, projector=projector, widen=widen
+    )
     built = build_prior(prior, path=prior_path, seed=seed) if fusion.uses_prior else None
-    return _with_model(policy, _branched(policy.model, config, built, seed=seed))
+    model = _branched(policy.model, config, built, seed=seed)
+    if widen:
+        model.vision.widen_projector(widen, seed=seed)
+    return _with_model(policy, model)
 
 
 def grafted_config(
@@ -62,9 +72,16 @@ def grafted_config(
     prior: PriorConfig,
     fusion: FusionConfig,
     projector: ProjectorConfig | None = None,
+    widen: int = 0,
 ) -> PolicyConfig:
-    """Return the configuration that `graft` gives a policy of the configuration ``old``."""
-    semantic = old.projector.semantic_hidden
+    """Return the configuration that `graft` gives a policy of the configuration ``old``.
+
+    Raises:
+        ContractError: ``widen`` is negative.
+    """
+    if widen < 0:
+        raise ContractError(f"widen is {widen}, expected 0 or more hidden units")
+    semantic = old.projector.semantic_hidden + widen
     projector = dataclasses.replace(projector or old.projector, semantic_hidden=semantic)
     return dataclasses.replace(old, prior=prior, fusion=fusion, projector=projector)
 

@@ -101,6 +101,9 @@ class TrainConfig:
     """A policy to start from; its configuration, prior and statistics are kept."""
     graft: bool = False
     """Put the prior and the fusion of ``policy`` on the policy to start from."""
+    graft_widen: int = 0
+    """Hidden units to add to the semantic projector of the policy to start from, silent until they are
+    trained: an arm without a prior gets as many weights as one with it."""
     prior_path: str | None = None
     """Directory of the frozen prior; ``random`` makes one with random weights."""
     statistics: Literal["auto", "data", "checkpoint"] = "auto"
@@ -163,6 +166,7 @@ def _out_of_range(config: TrainConfig) -> list[str]:
         for name, value, least in (
             ("steps", config.steps, 1),
             ("batch_size", config.batch_size, 1),
+            ("graft_widen", config.graft_widen, 0),
             ("accumulate", config.accumulate, 1),
             ("log_every", config.log_every, 1),
             ("checkpoint_every", config.checkpoint_every, 1),
@@ -207,6 +211,11 @@ def _out_of_range(config: TrainConfig) -> list[str]:
         )
     if config.init_from is None and config.graft:
         problems.append("graft is true but init_from is not set; set it to a policy to graft on")
+    if config.graft_widen and not config.graft:
+        problems.append(
+            f"graft_widen is {config.graft_widen} but graft is false; set graft=true, or "
+            "policy.projector.semantic_hidden where nothing is there yet"
+        )
     if config.base_dtype == "bfloat16" and config.precision == "float32":
         problems.append(
             "base_dtype is 'bfloat16' but precision is 'float32'; set both alike, or only precision to "

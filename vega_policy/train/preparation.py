@@ -230,7 +230,8 @@ def _grafted(policy: VegaPolicy, config: TrainConfig) -> VegaPolicy:
     from vega_policy.policy.grafting import graft
 
     wanted = config.policy
-    if policy.config.fusion == wanted.fusion and policy.config.prior == wanted.prior:
+    is_there = policy.config.fusion == wanted.fusion and policy.config.prior == wanted.prior
+    if is_there and not config.graft_widen:
         return policy
     return graft(
         policy,
@@ -238,6 +239,7 @@ def _grafted(policy: VegaPolicy, config: TrainConfig) -> VegaPolicy:
         fusion=wanted.fusion,
         projector=wanted.projector,
         prior_path=None if config.prior_path == "random" else config.prior_path,
+        widen=config.graft_widen,
         seed=config.seed,
     )
 

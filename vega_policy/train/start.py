@@ -51,10 +51,12 @@ class Start:
         """Of the policy that will be trained, read without any weight."""
         own = load_config(self.folder, settings=self._settings)
         asked = self.config.policy
-        if not self.config.graft or (own.prior, own.fusion) == (asked.prior, asked.fusion):
+        widen = self.config.graft_widen
+        is_there = (own.prior, own.fusion) == (asked.prior, asked.fusion) and not widen
+        if not self.config.graft or is_there:
             return own
         return grafted_config(
-            own, prior=asked.prior, fusion=asked.fusion, projector=asked.projector
+            own, prior=asked.prior, fusion=asked.fusion, projector=asked.projector, widen=widen
         )
 
     def load(self) -> VegaPolicy:

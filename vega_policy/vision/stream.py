@@ -218,6 +218,17 @@ class VisionStream(PriorBranch):
         )
         self.set_branch(config, prior=prior)
 
+    def widen_projector(self, units: int, *, seed: int) -> None:
+        """Add hidden units to the semantic projector that answer nothing until they are trained.
+
+        Args:
+            units: How many; ``config`` counts them already.
+            seed: Of what they read; global random state is left as it was.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.semantic_projector.widen(units)
+
     def _require_fit(self, config: VisionConfig) -> None:
         super()._require_fit(config)
         if config.prior.name == "layer_norm" and config.prior.width != self.semantic.width:
@@ -274,6 +285,21 @@ class _SemanticProjector(nn.Module):
         self.fc1 = nn.Linear(source, hidden)
         self.fc2 = nn.Linear(hidden, width)
         self.fc3 = nn.Linear(width, width)
+
+    def widen(self, units: int) -> None:
+        """Add hidden units that nothing is read from yet; the new layers share no weight with the old."""
+        old1, old2 = self.fc1, self.fc2
+        if not old1.weight.is_floating_point():
+            raise ContractError("the semantic projector is quantised; widen it before that")
+        made = {"device": old1.weight.device, "dtype": old1.weight.dtype}
+        self.fc1 = nn.Linear(old1.in_features, old1.out_features + units, **made)
+        self.fc2 = nn.Linear(old2.in_features + units, old2.out_features, **made)
+        with torch.no_grad():
+            self.fc1.weight[: old1.out_features] = old1.weight
+            self.fc1.bias[: old1.out_features] = old1.bias
+            self.fc2.weight[:, : old2.in_features] = old2.weight
+            self.fc2.weight[:, old2.in_features :] = 0.0
+            self.fc2.bias.copy_(old2.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Project (..., source) to (..., width)."""

@@ -1,8 +1,10 @@
 """A study finds what is there, at the rate it promises, and nothing that is not."""
 
+import importlib
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,11 @@ from scipy import stats
 
 from vega_policy.rollout.ledger import Ledger, RunHeader
 from vega_policy.rollout.study import Study, contrast, detectable
-from vega_policy.rollout.study.cells import rollouts, trainings
+from vega_policy.rollout.study.cells import base_training, rollouts, trainings
 from vega_policy.rollout.study.findings import ALL, read_findings
 from vega_policy.rollout.study.page import page
 from vega_policy.rollout.study.text import error_table, group_table, plan_text
-from vega_policy.spec import ContractError, EpisodeKey, EpisodeResult
+from vega_policy.spec import ContractError, EnvFault, EpisodeKey, EpisodeResult
 
 ROOT = Path(__file__).parents[3]
 
@@ -112,6 +114,54 @@ def test_arms_share_everything_they_do_not_name():
     }
     clamped = next(c for c in rollouts(study, Path("r")) if c.arm == "clamped" and c.seed == 1)
     assert "checkpoint=r/train/gate-seed1/policy" in clamped.settings
+
+
+@pytest.fixture
+def study_script(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module("study")
+
+
+def test_a_base_is_trained_once_and_every_arm_is_grafted_on_it(study_script):
+    assert base_training(declared(), Path("r/s")) is None
+    study = declared(base=["steps=7", "fusion=none"])
+    base = base_training(study, Path("r/s"))
+    assert base.settings == ("steps=7", "fusion=none", "name=base", "out_dir=r")
+    for cell in trainings(study, Path("r/s")):
+        assert {"init_from=r/base/policy", "graft=true"} <= set(cell.settings)
+    chosen = study_script.chosen(study, Path("r/s"), only=["gate"])
+    assert chosen[0] == base
+    assert {cell.arm for cell in chosen[1:]} == {"gate"}
+    assert "all from one policy without a prior" in plan_text(study, n_episodes=40)
+
+
+def test_trainings_run_side_by_side_and_what_ended_is_kept_when_one_fails(
+    tmp_path, monkeypatch, study_script
+):
+    script = study_script
+    study = declared(base=["steps=7"], seeds=[0])
+    together = threading.Barrier(2, timeout=20)
+    order = []
+
+    def play(cell):
+        if cell.kind == "train" and cell.arm:
+            together.wait()
+        order.append((cell.kind, cell.arm))
+        if cell.arm == "plain" and cell.kind == "rollout":
+            raise EnvFault("it fell")
+        return {"cell": cell.name}
+
+    monkeypatch.setattr(script, "play", play)
+    cells = script.chosen(study, tmp_path, only=None)
+    with pytest.raises(EnvFault, match="it fell"):
+        script.play_all(cells, tmp_path, at_once=2)
+    assert order[0] == ("train", "")
+    assert sorted(order[1:3]) == [("train", "gate"), ("train", "plain")]
+    assert order[3:] == [("rollout", "plain")], "the others are not begun"
+    done = [cell.name for cell in cells if cell.result(tmp_path) is not None]
+    assert done == ["train-base", "train-plain-seed0", "train-gate-seed0"]
+    with pytest.raises(ContractError, match="trainings_at_once is 0"):
+        script.play_all(cells, tmp_path, at_once=0)
 
 
 @pytest.mark.parametrize(

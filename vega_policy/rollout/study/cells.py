@@ -29,6 +29,7 @@ class Cell:
     run_dir: Path
     """Where the script writes."""
     arm: str
+    """Empty: the policy all arms start from."""
     seed: int
     evaluation: str = ""
 
@@ -56,8 +57,28 @@ class Cell:
         write_atomic(root / DONE / f"{self.name}.json", json.dumps(content, indent=2) + "\n")
 
 
+def base_training(study: Study, root: Path) -> Cell | None:
+    """Return the training of the policy that all arms start from, None where there is none.
+
+    It lies beside the studies, so that those which declare the same one share it.
+    """
+    if not study.base:
+        return None
+    return Cell(
+        kind="train",
+        name="train-base",
+        script="train.py",
+        settings=(*study.base, "name=base", f"out_dir={root.parent}"),
+        run_dir=root.parent / "base",
+        arm="",
+        seed=study.seeds[0],
+    )
+
+
 def trainings(study: Study, root: Path) -> list[Cell]:
-    """Return the trainings: seeds outside, so that the first seed of every arm is there early."""
+    """Return the arms' trainings: seeds outside, so that the first seed of every arm is there early."""
+    base = base_training(study, root)
+    start = [] if base is None else [f"init_from={base.run_dir / 'policy'}", "graft=true"]
     found: list[Cell] = []
     for seed in study.seeds:
         for arm in study.arms:
@@ -66,6 +87,7 @@ def trainings(study: Study, root: Path) -> list[Cell]:
             name = f"{arm.name}-seed{seed}"
             settings = [
                 *overridden(study.train, arm.train),
+                *start,
                 f"seed={seed}",
                 f"name={name}",
                 f"out_dir={root / 'train'}",

@@ -59,6 +59,9 @@ class Study:
     arms: tuple[Arm, ...]
     evaluations: tuple[Evaluation, ...]
     seeds: tuple[int, ...]
+    base: tuple[str, ...] = ()
+    """Settings of ``scripts/train.py`` of one policy without a prior that every training starts from, with
+    the arm's prior grafted on; empty: all start from random weights. It is trained once."""
     train: tuple[str, ...] = ()
     """Settings of ``scripts/train.py`` that all arms share."""
     rollout: tuple[str, ...] = ()
@@ -95,7 +98,10 @@ class Study:
                     _made(Evaluation, n, v) for n, v in dict(given.get("evaluations") or {}).items()
                 ),
                 "seeds": tuple(given.get("seeds") or ()),
-                **{k: tuple(given.get(k) or ()) for k in ("train", "rollout", "exempt", "main")},
+                **{
+                    k: tuple(given.get(k) or ())
+                    for k in ("base", "train", "rollout", "exempt", "main")
+                },
                 "assumed": dict(given.get("assumed") or {"discordant": 0.2, "seed_sd": 0.02}),
             }
         )

@@ -28,10 +28,11 @@ def plan_text(study: Study, *, n_episodes: int) -> str:
         f"of the pairs end differently and the true difference varies by "
         f"{100 * study.assumed['seed_sd']:.1f} points between training seeds"
     )
+    start = ", all from one policy without a prior" if study.base else ""
     return (
         f"{study.question}\n"
         f"{len(study.arms)} arms, reference {study.reference}; {len(study.seeds)} training seeds; {n_trained} "
-        f"trainings; {n_episodes} episodes of each trained policy\n{can}"
+        f"trainings{start}; {n_episodes} episodes of each trained policy\n{can}"
     )
 
 
