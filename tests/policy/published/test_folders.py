@@ -255,7 +255,10 @@ def test_bad_adapters_are_named(folder, tmp_path):
     refuse(tuned, "pass the directory or hub id of that checkpoint as base")
     change(config, lambda c: c.update(use_dora=True))
     refuse(tuned, "only plain LoRA", base=folder)
-    change(config, lambda c: c.update(use_dora=False))
+    rank = json.loads(config.read_text())["r"]
+    change(config, lambda c: c.update(use_dora=False, r=None))
+    refuse(tuned, "r is None and lora_alpha", base=folder)
+    change(config, lambda c: c.update(r=rank))
     weights = load_file(tuned / "adapter_model.safetensors")
     weights["base_model.model.nose.lora_A.weight"] = torch.zeros(4, 4)
     save_file(weights, tuned / "adapter_model.safetensors")

@@ -27,7 +27,7 @@ def with_adapter(weights: Mapping[str, Stored], folder: Path) -> dict[str, Store
     """Return the weights of a base model with an adapter directory added.
 
     Raises:
-        CheckpointError: The adapter is of another kind or of another base.
+        CheckpointError: The adapter is damaged, of another kind or of another base.
     """
     config = read_json(folder / ADAPTER_CONFIG)
     kind, unsupported = config.get("peft_type"), [k for k in _UNSUPPORTED if config.get(k)]
@@ -36,14 +36,20 @@ def with_adapter(weights: Mapping[str, Stored], folder: Path) -> dict[str, Store
             f"{folder} is an adapter of kind {kind!r} with {', '.join(unsupported) or 'no options'}; "
             "only plain LoRA can be added, merge it with peft first"
         )
-    root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG}: r is {rank!r} and lora_alpha {alpha!r}, expected a rank of 1 or "
+            "more and a number; copy the file again"
+        )
+    root = rank**0.5 if config.get("use_rslora") else rank
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(f"{folder} has no {ADAPTER_WEIGHTS}; copy the whole directory")
     found = read_safetensors([folder / ADAPTER_WEIGHTS])
     renamed = {key.removeprefix(_PREFIX).replace(".default.", "."): t for key, t in found.items()}
     # peft also saves the layers whose size it thinks may have changed; they are the base's own.
     ours = {key: t for key, t in renamed.items() if ".base_layer." not in key}
-    return merged(weights, ours, scale=config["lora_alpha"] / root, where=folder)
+    return merged(weights, ours, scale=alpha / root, where=folder)
 
 
 def unwrapped(weights: Mapping[str, Stored], *, where: Path) -> dict[str, Stored]:
