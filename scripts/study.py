@@ -32,6 +32,20 @@ if TYPE_CHECKING:
 
 STAGES = ("all", "plan", "report")
 DECLARED = "study.json"
+READING = (
+    *(
+        "question",
+        "reference",
+        "main",
+        "exempt",
+        "same_size",
+        "episodes",
+        "assumed",
+        "alpha",
+        "power",
+    ),
+)
+"""What decides how results are read."""
 log = logging.getLogger("study")
 
 
@@ -41,7 +55,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     study = Study.from_dict(config["study"])
     root = Path(config["out_dir"]) / study.name
     cells = chosen(study, root, only=config["only"])
-    print(plan_text(study, n_episodes=config["episodes"]), flush=True)
+    print(plan_text(study), flush=True)
     todo = [cell for cell in cells if cell.result(root) is None]
     log.info("%d runs, %d of them are done", len(cells), len(cells) - len(todo))
     if stage == "plan":
@@ -91,9 +105,10 @@ def chosen(study: Study, root: Path, *, only: list[str] | None) -> list[Cell]:
 
 
 def require_same(study: Study, root: Path) -> None:
-    """Keep the declaration beside the results, and refuse another reference or question later.
+    """Keep the declaration beside the results, and refuse another reading of them later.
 
-    Arms, seeds and evaluations may be added: every run says itself with which settings it was made.
+    Arms, seeds and evaluations may be added, not taken away: every run says itself with which settings
+    it was made.
 
     Raises:
         ContractError: What decides the reading of the results has changed.
@@ -101,17 +116,22 @@ def require_same(study: Study, root: Path) -> None:
     path = root / DECLARED
     declared = study.to_json()
     if path.is_file():
-        before = json.loads(path.read_text())
-        changed = [
-            name
-            for name in ("question", "reference", "alpha", "power", "assumed")
-            if before.get(name) != json.loads(json.dumps(declared[name]))
-        ]
-        if changed:
+        before, now = json.loads(path.read_text()), json.loads(json.dumps(declared))
+        changed = [name for name in READING if name in before and before[name] != now[name]]
+        gone = sorted(_parts(before) - _parts(now))
+        if changed or gone:
+            said = [f"another {name}" for name in changed] + gone
             raise ContractError(
-                f"{root} was declared with another {', '.join(changed)}; give this study another name"
+                f"{root} was declared with {', '.join(said)}; give this study another name"
             )
     write_atomic(path, json.dumps(declared, indent=2) + "\n")
+
+
+def _parts(declared: dict[str, Any]) -> set[str]:
+    """Name the arms, with whom they are compared with, the evaluations and the seeds."""
+    arms = {f"arm {a['name']} {a.get('against', '')}".strip() for a in declared["arms"]}
+    evaluations = {f"evaluation {e['name']}" for e in declared["evaluations"]}
+    return arms | evaluations | {f"seed {seed}" for seed in declared["seeds"]}
 
 
 def play_all(cells: list[Cell], root: Path, *, at_once: int) -> None:
@@ -156,9 +176,9 @@ def play(cell: Cell) -> dict[str, Any]:
             "continues the study"
         )
     result = json.loads(lines[-1])
-    if cell.kind == "train" and result.get("ending") == "stopped":
+    if cell.kind == "train" and result["ending"] != "finished":
         raise EnvFault(
-            f"{cell.name} was stopped before its last update; the same command continues"
+            f"{cell.name} ended before its last update ({result['ending']}); the same command continues"
         )
     return result
 

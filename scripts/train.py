@@ -51,6 +51,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
         "checkpoint": str(result.checkpoint),
         "ending": result.ending,
         "validation": result.validation,
+        "trained_weights": result.trained_weights,
         "samples_per_s": round(result.samples_per_s, 1),
     }
 

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from vega_policy.policy import from_pretrained
 from vega_policy.spec import CheckpointError, ContractError
 from vega_policy.testing.demos import write_suite
-from vega_policy.testing.tiny_policy import tiny_config, tiny_observation
+from vega_policy.testing.tiny_policy import tiny_config, tiny_observation, tiny_policy
 from vega_policy.train.config import TrainConfig
 from vega_policy.train.imitation import train
 from vega_policy.train.metrics import read_records
+from vega_policy.train.preparation import open_policy
 
 
 @pytest.fixture(autouse=True)
@@ -325,3 +326,40 @@ def test_a_shift_needs_a_running_prior():
     }
     with pytest.raises(ContractError, match=r"jsonl.*shift_px"):
         TrainConfig.from_dict(values)
+
+
+def test_a_graft_replaces_a_prior_of_the_same_settings_and_other_weights(tmp_path, data):
+    start = tiny_policy(seed=0)
+    start.save_pretrained(tmp_path / "start")
+    made = {"init_from": str(tmp_path / "start"), "graft": True, "policy": start.config.to_dict()}
+    own = str(tmp_path / "start" / "prior")
+    kept = open_policy(settings(tmp_path, data, prior_path=own, **made))
+    new = open_policy(settings(tmp_path, data, prior_path="random", seed=9, **made))
+    first, before, after = (p.model.prior.state_dict() for p in (start, kept, new))
+    assert all(torch.equal(first[name], before[name]) for name in first)
+    assert any(not torch.equal(first[name], after[name]) for name in first)
+
+
+def test_without_a_prior_no_prior_is_looked_for(tmp_path, data):
+    policy = tiny_config().to_dict()
+    policy["fusion"] = {**policy["fusion"], "name": "none"}
+    assert open_policy(settings(tmp_path, data, prior_path="/nowhere", policy=policy)) is None
+    with pytest.raises(CheckpointError, match="nowhere"):
+        open_policy(settings(tmp_path, data, prior_path="/nowhere"))
+
+
+def test_hidden_units_are_added_and_survive_a_stop(tmp_path, data):
+    policy = tiny_config().to_dict()
+    policy["fusion"] = {**policy["fusion"], "name": "none"}
+    start = tmp_path / "start"
+    tiny_policy(seed=0).save_pretrained(start)
+    made = {"init_from": str(start), "graft": True, "graft_widen": 5, "policy": policy}
+    whole = settings(tmp_path, data, name="whole", **made)
+    parts = settings(tmp_path, data, name="parts", **made)
+    found = train(whole)
+    calls = iter([False, False, True])
+    assert train(parts, should_stop=lambda: next(calls, True)).ending == "signal"
+    assert train(parts).trained_weights == found.trained_weights
+    assert_same_run(whole, parts)
+    name = "vision.semantic_projector.fc1.weight"
+    assert weights(whole)[1][name].shape[0] == tiny_config().projector.semantic_hidden + 5

@@ -72,6 +72,8 @@ class TrainResult:
     """``time`` and ``signal`` runs continue when started again with the same settings."""
     validation: dict[str, float]
     """The last held-out errors."""
+    trained_weights: int
+    """Numbers that were trained."""
     samples_per_s: float
     """Of this part of the run, validation and saving not counted."""
 
@@ -178,6 +180,7 @@ def _loop(
         checkpoint=config.run_dir / "policy",
         ending=ending,
         validation=validation,
+        trained_weights=stage.learner.n_trained,
         samples_per_s=clock.rate,
     )
 

@@ -84,6 +84,7 @@ class Learner:
         self.ranks = ranks or Ranks(self.device)
         self._wrapped = self.ranks.wrap(model)
         self.weights = {k: p for k, p in model.named_parameters() if p.requires_grad}
+        self.n_trained = sum(p.numel() for p in self.weights.values())
         self.average = Average(self.weights, decay=config.ema_decay)
         self._part = Part(self.ranks.rank, self.ranks.size)
         self._prompts = prompts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ def open_policy(config: TrainConfig) -> VegaPolicy | None:
         policy = start.load()
         if config.graft:
             policy = _grafted(policy, config)
-    elif config.prior_path not in (None, "random"):
+    elif config.policy.fusion.uses_prior and config.prior_path not in (None, "random"):
         # Loaded for its checks alone: a wrong directory must be known before data are decoded.
         build_prior(config.policy.prior, path=config.prior_path)
     problems = disagreements(
@@ -231,7 +231,7 @@ def _grafted(policy: VegaPolicy, config: TrainConfig) -> VegaPolicy:
 
     wanted = config.policy
     is_there = policy.config.fusion == wanted.fusion and policy.config.prior == wanted.prior
-    if is_there and not config.graft_widen:
+    if is_there and not config.graft_widen and _is_same_prior(policy, config):
         return policy
     return graft(
         policy,
@@ -242,6 +242,16 @@ def _grafted(policy: VegaPolicy, config: TrainConfig) -> VegaPolicy:
         widen=config.graft_widen,
         seed=config.seed,
     )
+
+
+def _is_same_prior(policy: VegaPolicy, config: TrainConfig) -> bool:
+    """Say whether a policy holds the weights ``prior_path`` names; it may name none."""
+    mine, settings = policy.model.prior, config.policy.prior
+    if mine is None or config.prior_path is None:
+        return True
+    path = None if config.prior_path == "random" else config.prior_path
+    asked = build_prior(settings, path=path, seed=config.seed)
+    return prior_fingerprint(mine, asdict(settings)) == prior_fingerprint(asked, asdict(settings))
 
 
 def _fill_bank(config: TrainConfig, prior: AnyPrior | None, dataset: ChunkDataset) -> None:

@@ -7,17 +7,22 @@ import sys
 import threading
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from scipy import stats
 
 from vega_policy.rollout.ledger import Ledger, RunHeader
 from vega_policy.rollout.study import Study, contrast, detectable
 from vega_policy.rollout.study.cells import base_training, rollouts, trainings
-from vega_policy.rollout.study.findings import ALL, read_findings
+from vega_policy.rollout.study.declaration import overridden
+from vega_policy.rollout.study.findings import ALL, SAME_SIZE, read_findings
 from vega_policy.rollout.study.page import page
 from vega_policy.rollout.study.text import error_table, group_table, plan_text
 from vega_policy.spec import ContractError, EnvFault, EpisodeKey, EpisodeResult
+from vega_policy.train.config import TrainConfig
+from vega_policy.vision.stream import branch_size
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,6 +33,7 @@ def declared(**changes):
             "name": "s",
             "question": "Does it help?",
             "reference": "plain",
+            "episodes": 40,
             "seeds": [0, 1, 2],
             "train": ["steps=10", "fusion=token_gate"],
             "rollout": ["rollout.video=none"],
@@ -42,23 +48,36 @@ def declared(**changes):
     )
 
 
-def noisy(rng, *, shift=0.0, seeds=3, episodes=200, seed_sd=0.0):
-    """Differences of two arms whose success depends on the episode, the seed and chance."""
+def noisy(rng, *, shift=0.0, seeds=3, episodes=200, seed_sd=0.0, episode_sd=0.0):
+    """Differences of two arms whose success depends on the episode, the seed and chance.
+
+    Args:
+        rng: Source of chance.
+        shift: Of the first arm.
+        seeds: Trainings of each.
+        episodes: That all play.
+        seed_sd: How far trainings of one arm differ.
+        episode_sd: How far an episode suits one arm more than the other, whatever the training.
+    """
     base = rng.normal(0.8, 1, episodes)
 
     def won(by):
-        drift = rng.normal(0, seed_sd, (seeds, 1))
+        drift = rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, episode_sd, (1, episodes))
         return base + by + drift + rng.normal(0, 1, (seeds, episodes)) > 0
 
     return won(shift).astype(float) - won(0.0)
 
 
-@pytest.mark.parametrize("seed_sd", [0.0, 0.1, 0.4])
-def test_equal_arms_are_called_different_no_more_often_than_promised(seed_sd):
+@pytest.mark.parametrize("seeds", [3, 8])
+@pytest.mark.parametrize(
+    ("seed_sd", "episode_sd"), [(0.0, 0.0), (0.1, 0.0), (0.4, 0.0), (0.0, 1.0), (0.2, 1.0)]
+)
+def test_equal_arms_are_called_different_no_more_often_than_promised(seeds, seed_sd, episode_sd):
     rng = np.random.default_rng(0)
     n = 400
+    given = {"seeds": seeds, "seed_sd": seed_sd, "episode_sd": episode_sd}
     found = sum(
-        contrast({"a": noisy(rng, seed_sd=seed_sd)})[0].verdict != "not separated" for _ in range(n)
+        contrast({"a": noisy(rng, **given)})[0].verdict != "not separated" for _ in range(n)
     )
     assert found <= stats.binom.ppf(0.999, n, 0.05)
 
@@ -132,14 +151,14 @@ def test_a_base_is_trained_once_and_every_arm_is_grafted_on_it(study_script):
     chosen = study_script.chosen(study, Path("r/s"), only=["gate"])
     assert chosen[0] == base
     assert {cell.arm for cell in chosen[1:]} == {"gate"}
-    assert "all from one policy without a prior" in plan_text(study, n_episodes=40)
+    assert "all from one policy without a prior" in plan_text(study)
 
 
 def test_trainings_run_side_by_side_and_what_ended_is_kept_when_one_fails(
     tmp_path, monkeypatch, study_script
 ):
     script = study_script
-    study = declared(base=["steps=7"], seeds=[0])
+    study = declared(base=["steps=7", "fusion=none"], seeds=[0])
     together = threading.Barrier(2, timeout=20)
     order = []
 
@@ -173,6 +192,9 @@ def test_trainings_run_side_by_side_and_what_ended_is_kept_when_one_fails(
         ({"arms": {"plain": {}, "x": {"tarin": []}}}, "did you mean 'train'"),
         ({"evaluations": {}}, "at least one"),
         ({"main": ["plain"]}, "leave it out"),
+        ({"base": ["steps=7"]}, "add fusion=none"),
+        ({"episodes": 1}, "say how many"),
+        ({"arms": {"plain": {}, "x": {"against": "plian"}}}, "compared with 'plian'"),
         ({"arms": {"plain": {}, "a/b": {}}}, "folder"),
     ],
 )
@@ -237,7 +259,7 @@ def test_ledgers_become_findings_and_a_page(tmp_path):
     assert "is better than plain" in text
     assert "http" not in text
     assert "better" in group_table(study, whole)
-    assert "the one contrast of the question" in plan_text(study, n_episodes=40)
+    assert "the one contrast of the question" in plan_text(study)
 
 
 def test_the_error_on_held_out_demonstrations_stands_beside_success(tmp_path):
@@ -255,6 +277,104 @@ def test_the_error_on_held_out_demonstrations_stands_beside_success(tmp_path):
     assert gate.mean == pytest.approx(0.099)
     assert "-10.0" in error_table(study, findings)
     assert "Held-out demonstrations" in page(study, findings)
+
+
+def test_errors_in_other_units_are_not_compared(tmp_path):
+    study = declared()
+    played(study, tmp_path, lambda *_: 0.5)
+    for cell in trainings(study, tmp_path):
+        weights(tmp_path, cell.arm, cell.seed, 50)
+        cell.keep(tmp_path, {"validation": {"val/loss": 0.1}, "trained_weights": 100})
+        said = {"libero_object": {"action": {"q01": [0.0], "q99": [1.0 + (cell.arm == "gate")]}}}
+        path = tmp_path / "train" / f"{cell.arm}-seed{cell.seed}" / "policy"
+        (path / "dataset_statistics.json").write_text(json.dumps(said))
+    assert [error.name for error in read_findings(study, tmp_path).errors] == ["plain"]
+
+
+def test_an_arm_may_be_compared_with_another_than_the_reference(tmp_path):
+    arms = {"plain": {}, "worse": {}, "gate": {"title": "The gate", "against": "worse"}}
+    study = declared(arms=arms, same_size=False)
+    played(study, tmp_path, lambda arm, _: {"plain": 0.9, "gate": 0.9}.get(arm, 0.1))
+    for arm in arms:
+        weights(tmp_path, arm, 0, 50)
+    findings = read_findings(study, tmp_path)
+    worse, gate = findings.groups[0].contrasts
+    assert worse.difference == pytest.approx(-gate.difference)
+    assert gate.verdict == "better"
+    assert "better, against worse" in group_table(study, findings.groups[0])
+    assert "The gate</b> is better than worse" in page(study, findings)
+
+
+def test_the_weights_a_training_counted_go_before_those_it_stored(tmp_path):
+    study = declared()
+    played(study, tmp_path, lambda *_: 0.5)
+    for cell in trainings(study, tmp_path):
+        weights(tmp_path, cell.arm, cell.seed, 50)
+        cell.keep(tmp_path, {"trained_weights": 77})
+    findings = read_findings(study, tmp_path)
+    assert findings.n_trained == {"plain": 77, "gate": 77, "clamped": 77}
+    assert findings.notes == ()
+    [note] = read_findings(declared(episodes=50), tmp_path).notes
+    assert note == "50 episodes of each policy were declared, 40 are there"
+
+
+def test_how_results_are_read_cannot_be_changed_afterwards(tmp_path, study_script):
+    study_script.require_same(declared(), tmp_path)
+    more = {
+        "arms": {"plain": {"train": ["fusion=none"]}, "gate": {}, "clamped": {"weights": "gate"}}
+    }
+    study_script.require_same(declared(seeds=[0, 1, 2, 3], **more), tmp_path)
+    for change, said in (
+        ({"main": ["gate"]}, "another main"),
+        ({"exempt": ["gate"]}, "another exempt"),
+        ({"seeds": [0, 1]}, "seed 2, seed 3"),
+        ({"arms": {"plain": {}, "gate": {}}}, "arm clamped"),
+        ({"evaluations": {"goal": {"suite": "libero_goal"}}}, "evaluation object"),
+    ):
+        with pytest.raises(ContractError, match=said):
+            study_script.require_same(declared(**{"seeds": [0, 1, 2, 3], **change}), tmp_path)
+
+
+@pytest.mark.parametrize(("ending", "is_done"), [("finished", True), ("signal", False)])
+def test_a_training_that_was_stopped_is_not_done(
+    tmp_path, monkeypatch, study_script, ending, is_done
+):
+    said = json.dumps({"steps": 3, "ending": ending}).encode()
+    monkeypatch.setattr(
+        study_script.subprocess,
+        "run",
+        lambda command, **_: subprocess.CompletedProcess(command, 0, stdout=b"step\n" + said),
+    )
+    cell = trainings(declared(), tmp_path)[0]
+    if is_done:
+        assert study_script.play(cell)["steps"] == 3
+    else:
+        with pytest.raises(EnvFault, match="before its last update"):
+            study_script.play(cell)
+
+
+@pytest.mark.parametrize("name", ["prior", "fusion", "sweeps", "demonstrations"])
+def test_the_arms_of_shipped_studies_train_equally_many_weights(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    train_settings = importlib.import_module("train").train_settings
+    study = Study.from_dict(
+        OmegaConf.to_container(OmegaConf.load(ROOT / f"configs/study/{name}.yaml"))
+    )
+    sizes = {}
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base=None):
+        for arm in study.arms:
+            lender = study.arm(arm.weights) if arm.weights else arm
+            settings = overridden(study.train, lender.train)
+            composed = hydra.compose("train", [*settings, "init_from=base", "graft=true"])
+            found = TrainConfig.from_dict(
+                train_settings(OmegaConf.to_container(composed, resolve=True))
+            )
+            vision, width = found.policy.vision, found.policy.language.width
+            towers = vision.semantic.dino.width + vision.semantic.siglip.width
+            added = branch_size(vision, width=width)["total"]
+            sizes[arm.name] = 2_017_671 + added + found.graft_widen * (towers + 1 + width)
+    equal = {n for arm, n in sizes.items() if arm not in study.exempt}
+    assert max(equal) - min(equal) <= SAME_SIZE * max(equal), sizes
 
 
 def test_arms_of_unequal_size_are_refused_unless_exempt(tmp_path):

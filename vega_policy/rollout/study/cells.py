@@ -142,6 +142,14 @@ def _rollout(study: Study, root: Path, *, arm: Arm, seed: int, evaluation: Evalu
     )
 
 
+def action_scales(policy: Path) -> Any:  # noqa: ANN401
+    """Return what a checkpoint normalises actions by, None where it does not say."""
+    path = policy / "dataset_statistics.json"
+    if not path.is_file():
+        return None
+    return {suite: said.get("action") for suite, said in json.loads(path.read_text()).items()}
+
+
 def n_trained(policy: Path) -> int:
     """Count the weights a checkpoint holds outside of its frozen prior.
 

@@ -6,7 +6,9 @@ seeds and play the same episodes.
 
 An interval over episodes alone would be about these trained weights, one over seeds alone about these
 episodes; readers want to know about the next training run on the next episodes. So a difference
-counts only where it stands against both, and the wider interval is reported.
+counts only where it stands against the spread over seeds, the spread over episodes, and both together
+(two-way clustered: Cameron, Gelbach and Miller 2011, with Satterthwaite's degrees of freedom); the
+widest interval is reported.
 """
 
 from __future__ import annotations
@@ -43,9 +45,9 @@ class Contrast:
     error_episodes: float
     """Standard error from the spread between episodes, each with all its seeds."""
     interval: tuple[float, float]
-    """The wider of two: paired t over seeds, clustered t over episodes; (-1, 1) with one seed."""
+    """The widest of three: t over seeds, over episodes, over both together; (-1, 1) with one seed."""
     p_value: float
-    """The larger of the two tests'; 1 with one seed."""
+    """The largest of the three tests'; 1 with one seed."""
     p_adjusted: float
     """Holm's, over the contrasts that were tested together."""
     verdict: Verdict
@@ -130,9 +132,18 @@ def detectable(
     return _detectable(error, n_seeds - 1, alpha=alpha / max(1, n_contrasts), power=power)
 
 
-def _ways(d: NDArray[np.float64]) -> list[tuple[float, int]]:
-    """Return standard error and degrees of freedom, over seeds and over episodes."""
-    return [(_error(d.mean(axis=axis)), d.shape[1 - axis] - 1) for axis in (1, 0)]
+def _ways(d: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Return standard error and degrees of freedom, over seeds, over episodes and over both."""
+    (seeds, df_seeds), (episodes, df_episodes) = ways = [
+        (_error(d.mean(axis=axis)), d.shape[1 - axis] - 1.0) for axis in (1, 0)
+    ]
+    # What seeds and episodes share, the noise of a single outcome, is in both errors: counted once.
+    rest = d - d.mean(axis=1, keepdims=True) - d.mean(axis=0, keepdims=True) + d.mean()
+    noise = float((rest**2).sum()) / (df_seeds * df_episodes * d.size)
+    both = max(seeds**2 + episodes**2 - noise, seeds**2, episodes**2)
+    spread = seeds**4 / df_seeds + episodes**4 / df_episodes
+    df = (seeds**2 + episodes**2) ** 2 / spread if spread else df_episodes
+    return [*ways, (math.sqrt(both), df)]
 
 
 def _error(means: NDArray[np.float64]) -> float:
@@ -166,7 +177,7 @@ def _least(d: NDArray[np.float64], *, alpha: float, power: float) -> float | Non
     return max(_detectable(error, df, alpha=alpha, power=power) for error, df in _ways(d))
 
 
-def _detectable(error: float, df: int, *, alpha: float, power: float) -> float:
+def _detectable(error: float, df: float, *, alpha: float, power: float) -> float:
     """Solve the power of the t test for the difference."""
     from scipy import optimize, stats
 

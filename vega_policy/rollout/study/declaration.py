@@ -26,6 +26,8 @@ class Arm:
     """Another arm whose trained weights it plays with; it is not trained itself then."""
     rollout: tuple[str, ...] = ()
     """Settings of ``scripts/rollout.py`` in which it differs."""
+    against: str = ""
+    """The arm it is compared with; empty: the study's reference."""
     sweep: str = ""
     """Name of a curve it is a point of, such as ``noise level``; empty: of none."""
     at: float | None = None
@@ -55,7 +57,9 @@ class Study:
     question: str
     """What it is to answer, in a sentence."""
     reference: str
-    """Every other arm is compared with this one."""
+    """Every other arm is compared with this one, unless it names another."""
+    episodes: int
+    """That each trained policy plays: what the study can find is said before it runs."""
     arms: tuple[Arm, ...]
     evaluations: tuple[Evaluation, ...]
     seeds: tuple[int, ...]
@@ -123,6 +127,10 @@ class Study:
         require_name(name, [arm.name for arm in self.arms], what="arm")
         return next(arm for arm in self.arms if arm.name == name)
 
+    def opponent(self, arm: str) -> str:
+        """Return the name of the arm that ``arm`` is compared with."""
+        return self.arm(arm).against or self.reference
+
     @property
     def contrasts(self) -> tuple[Arm, ...]:
         """The arms that are compared with the reference."""
@@ -161,6 +169,10 @@ class Study:
                 )
             if arm.weights and arm.train:
                 found.append(f"arm {arm.name} has weights of another and its own train settings")
+            if arm.against and arm.against not in set(names) - {arm.name}:
+                found.append(
+                    f"arm {arm.name} is compared with {arm.against!r}; {nearest(arm.against, names)}"
+                )
             if bool(arm.sweep) != (arm.at is not None):
                 found.append(f"arm {arm.name} has one of sweep and at; it needs both or none")
         found += [
@@ -169,6 +181,10 @@ class Study:
             for name in listed
             if name not in names
         ]
+        if self.base and "fusion=none" not in self.base:
+            found.append("study.base has a prior, which arms would keep; add fusion=none to it")
+        if not isinstance(self.episodes, int) or self.episodes < 2:
+            found.append(f"study.episodes is {self.episodes!r}; say how many each policy plays")
         if self.reference in self.main:
             found.append(f"study.main names the reference {self.reference}; leave it out")
         return found

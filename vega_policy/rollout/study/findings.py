@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vega_policy.rollout.ledger import read_rows
-from vega_policy.rollout.study.cells import checkpoint, n_trained, rollouts, trainings
+from vega_policy.rollout.study.cells import (
+    action_scales,
+    checkpoint,
+    n_trained,
+    rollouts,
+    trainings,
+)
 from vega_policy.rollout.study.contrast import Contrast, contrast
 from vega_policy.spec import ContractError
 
@@ -99,7 +105,8 @@ class Findings:
 def read_findings(study: Study, root: Path) -> Findings:
     """Read what has been played.
 
-    An arm enters a group with the seeds it shares with the reference, and an episode with all of these.
+    An arm enters a group with the seeds it shares with what it is compared with, and an episode with all
+    of these.
 
     Raises:
         ContractError: The reference has not been played at all, or arms of unequal size.
@@ -112,6 +119,11 @@ def read_findings(study: Study, root: Path) -> Findings:
             continue
         rows = read_rows(cell.run_dir)
         mine = outcomes.setdefault((cell.arm, cell.seed), {})
+        arms = sorted({row.arm for row in rows})
+        if len(arms) > 1:
+            raise ContractError(
+                f"{cell.name} was played with the arms {', '.join(arms)}; declare each as an arm of the study"
+            )
         for row in rows:
             mine[cell.evaluation, row.key] = row.outcome == "success"
     reference = [seed for arm, seed in outcomes if arm == study.reference]
@@ -119,29 +131,33 @@ def read_findings(study: Study, root: Path) -> Findings:
         raise ContractError(
             f"the reference arm {study.reference} has played nothing yet; run the study first"
         )
+    trained = {cell.arm: cell.result(root) or {} for cell in reversed(trainings(study, root))}
     sizes = {
-        arm.name: n_trained(checkpoint(root, arm, seed))
+        arm.name: trained.get(arm.weights or arm.name, {}).get("trained_weights")
+        or n_trained(checkpoint(root, arm, study.seeds[0]))
         for arm in study.arms
-        for seed in study.seeds[:1]
-        if (arm.name, seed) in outcomes
+        if (arm.name, study.seeds[0]) in outcomes
     }
+    groups = tuple(
+        _group(study, outcomes, name, belongs) for name, belongs in _groups(study, outcomes)
+    )
     return Findings(
-        groups=tuple(
-            _group(study, outcomes, name, belongs) for name, belongs in _groups(study, outcomes)
-        ),
+        groups=groups,
         errors=tuple(_errors(study, root)),
         n_trained=sizes,
         missing=tuple(missing),
-        notes=tuple(_notes(study, sizes)),
+        notes=(*_notes(study, sizes), *_played(study, groups[0])),
     )
 
 
 def _errors(study: Study, root: Path) -> Iterable[ArmError]:
-    """Read what each training said of the demonstrations it was not given."""
+    """Read what each training said of the demonstrations it was not given, of arms with equal scales."""
     errors: dict[str, dict[int, float]] = {}
+    scales = {arm.name: action_scales(checkpoint(root, arm, study.seeds[0])) for arm in study.arms}
     for cell in trainings(study, root):
         said = (cell.result(root) or {}).get("validation") or {}
-        if VALIDATION in said:
+        # Normalised errors of arms that normalise differently say nothing about each other.
+        if VALIDATION in said and scales[cell.arm] == scales[study.reference]:
             errors.setdefault(cell.arm, {})[cell.seed] = float(said[VALIDATION])
     base = errors.get(study.reference, {})
     for arm, mine in errors.items():
@@ -211,18 +227,23 @@ def _group(
 def _differences(
     here: Mapping[tuple[str, int], Mapping[tuple[str, EpisodeKey], bool]], arm: str, study: Study
 ) -> NDArray[np.float64] | None:
-    """Return (s, e) differences on what arm and reference both played; None without two episodes."""
-    seeds = [s for s in study.seeds if (arm, s) in here and (study.reference, s) in here]
-    played = [set(here[who, s]) for s in seeds for who in (arm, study.reference)]
+    """Return (s, e) differences on what arm and opponent both played; None without two episodes."""
+    other = study.opponent(arm)
+    seeds = [s for s in study.seeds if (arm, s) in here and (other, s) in here]
+    played = [set(here[who, s]) for s in seeds for who in (arm, other)]
     common = sorted(set.intersection(*played)) if played else []
     if len(common) < 2:
         return None
     return np.array(
-        [
-            [float(here[arm, s][k]) - float(here[study.reference, s][k]) for k in common]
-            for s in seeds
-        ]
+        [[float(here[arm, s][k]) - float(here[other, s][k]) for k in common] for s in seeds]
     )
+
+
+def _played(study: Study, whole: GroupFindings) -> Iterable[str]:
+    other = sorted({rate.n_episodes for rate in whole.rates} - {study.episodes})
+    if other:
+        listed = " or ".join(map(str, other))
+        yield f"{study.episodes} episodes of each policy were declared, {listed} are there"
 
 
 def _notes(study: Study, sizes: Mapping[str, int]) -> Iterable[str]:

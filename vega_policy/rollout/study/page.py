@@ -60,7 +60,7 @@ def page(study: Study, findings: Findings) -> str:
         f'<p class="eyebrow">Study</p><h1>{escape(study.question)}</h1>'
         f"<p>{_answer(study, whole)}</p>{missing}{notes}"
         f"{groups}{_sweeps(study, whole)}{_errors(study, findings)}"
-        f"<h2>How it was made</h2><p>{_method(study, whole)}</p>"
+        f"<h2>How it was made</h2><p>{_method(study)}</p>"
         f'<div class="card">{sizes}</div></main></body></html>\n'
     )
 
@@ -80,7 +80,7 @@ def _answer(study: Study, whole: GroupFindings) -> str:
         return "No difference has been tested yet."
     sentences = [
         f"<b>{escape(study.arm(c.name).words)}</b> is {c.verdict} than "
-        f"{escape(study.arm(study.reference).words)} by {typeset(points(abs(c.difference), signed=False))} "
+        f"{escape(_opponent(study, c.name))} by {typeset(points(abs(c.difference), signed=False))} "
         f"points ({typeset(points(c.interval[0]))} to {typeset(points(c.interval[1]))})."
         for c in apart
     ]
@@ -88,15 +88,23 @@ def _answer(study: Study, whole: GroupFindings) -> str:
     if rest:
         sentences.append(
             f"{rest} of {len(tested)} arms are <b>not separated</b> from "
-            f"{escape(study.arm(study.reference).words)}, which is not the same as equal: each row says "
+            f"{escape(_opponents(study, tested))}, which is not the same as equal: each row says "
             "what it could have shown."
         )
     return " ".join(sentences)
 
 
-def _method(study: Study, whole: GroupFindings) -> str:
-    n_episodes = max((rate.n_episodes for rate in whole.rates), default=0)
-    least = expected_sensitivity(study, n_episodes=n_episodes)
+def _opponent(study: Study, arm: str) -> str:
+    return study.arm(study.opponent(arm)).words
+
+
+def _opponents(study: Study, tested: Sequence[Contrast]) -> str:
+    names = {_opponent(study, c.name) for c in tested}
+    return names.pop() if len(names) == 1 else "what they are compared with"
+
+
+def _method(study: Study) -> str:
+    least = expected_sensitivity(study)
     said = (
         ""
         if least is None
@@ -106,8 +114,8 @@ def _method(study: Study, whole: GroupFindings) -> str:
     return (
         f"{len(study.arms)} arms with training seeds {', '.join(map(str, study.seeds))}; every trained policy "
         f"played the same episodes. {said}A difference counts where both a paired t test over training "
-        "seeds and one over episodes find it, with Holm's correction over the arms of the question, and over "
-        f"the others by themselves{_explorers(study)}; the wider of the two intervals is shown. Dots are "
+        "seeds and one over episodes find it, and one over both together, with Holm's correction over the arms of the question, and over "
+        f"the others by themselves{_explorers(study)}; the widest of the three intervals is shown. Dots are "
         "training seeds."
     )
 
@@ -134,7 +142,7 @@ def _table(study: Study, group: GroupFindings) -> str:
 
 def _row(study: Study, rate: ArmRate, contrast: Contrast | None, *, limit: float) -> str:
     is_reference = rate.name == study.reference
-    difference, interval, p, verdict = difference_cells(contrast, is_reference=is_reference)
+    difference, interval, p, verdict = difference_cells(study, rate.name, contrast)
     apart = contrast is not None and contrast.verdict != "not separated"
     least = "" if contrast is None or contrast.detectable is None else contrast.detectable
     return (

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from vega_policy.rollout.study.findings import ArmError, Findings, GroupFindings
 
 
-def plan_text(study: Study, *, n_episodes: int) -> str:
+def plan_text(study: Study) -> str:
     """Say what will be run and what it can find, before it is run."""
     n_trained = sum(not arm.weights for arm in study.arms) * len(study.seeds)
-    least = expected_sensitivity(study, n_episodes=n_episodes)
+    least = expected_sensitivity(study)
     can = (
         "with one training seed no difference is tested"
         if least is None
@@ -32,15 +32,15 @@ def plan_text(study: Study, *, n_episodes: int) -> str:
     return (
         f"{study.question}\n"
         f"{len(study.arms)} arms, reference {study.reference}; {len(study.seeds)} training seeds; {n_trained} "
-        f"trainings{start}; {n_episodes} episodes of each trained policy\n{can}"
+        f"trainings{start}; {study.episodes} episodes of each trained policy\n{can}"
     )
 
 
-def expected_sensitivity(study: Study, *, n_episodes: int) -> float | None:
+def expected_sensitivity(study: Study) -> float | None:
     """Return the difference the study is expected to find, as a share."""
     return detectable(
         n_seeds=len(study.seeds),
-        n_episodes=n_episodes,
+        n_episodes=study.episodes,
         discordant=study.assumed["discordant"],
         seed_sd=study.assumed["seed_sd"],
         n_contrasts=len(study.families[0]) if study.families else 1,
@@ -59,7 +59,7 @@ def _tests(study: Study) -> str:
 
 
 def group_table(study: Study, group: GroupFindings) -> str:
-    """Lay out a group: rates by arm, differences from the reference with their intervals."""
+    """Lay out a group: rates by arm, differences from what each is compared with, their intervals."""
     found = {c.name: c for c in group.contrasts}
     head = ("arm", "success %", "by seed", "episodes", "difference", "interval", "p (Holm)", "")
     lines: list[tuple[str, ...]] = []
@@ -71,7 +71,7 @@ def group_table(study: Study, group: GroupFindings) -> str:
                 percent(rate.rate),
                 " ".join(percent(r) for r in rate.by_seed),
                 f"{len(rate.by_seed)} x {rate.n_episodes}",
-                *difference_cells(contrast, is_reference=rate.name == study.reference),
+                *difference_cells(study, rate.name, contrast),
             )
         )
     return aligned(head, lines, [], words=(0, 7))
@@ -97,14 +97,18 @@ def error_cells(study: Study, error: ArmError) -> tuple[str, str, str, str]:
     return (f"{error.mean:.4f}", seeds, change, interval)
 
 
-def difference_cells(contrast: Contrast | None, *, is_reference: bool) -> tuple[str, str, str, str]:
+def difference_cells(
+    study: Study, arm: str, contrast: Contrast | None
+) -> tuple[str, str, str, str]:
     """Return difference, interval, p value and verdict as text."""
     if contrast is None:
-        return ("", "", "", "reference" if is_reference else "no common episodes")
+        return ("", "", "", "reference" if arm == study.reference else "no common episodes")
+    other = study.arm(arm).against
+    beside = f", against {study.arm(other).words}" if other else ""
     low, high = contrast.interval
     return (
         points(contrast.difference),
         f"{points(low)} to {points(high)}" if contrast.n_seeds > 1 else "-",
         p_text(contrast.p_adjusted) if contrast.n_seeds > 1 else "-",
-        contrast.verdict if contrast.n_seeds > 1 else "one seed: not tested",
+        (contrast.verdict if contrast.n_seeds > 1 else "one seed: not tested") + beside,
     )
