@@ -146,14 +146,20 @@ def _folder(settings: CollectSettings) -> Path:
 def _remember_settings(settings: CollectSettings) -> None:
     """Refuse to mix demonstrations that were made differently in one folder."""
     path = _folder(settings) / "parts" / "settings.json"
-    defining = ("suite", "seed", "camera_px", "disturbed", "checkpoint", "max_learner_chunks")
+    defining = (
+        *("suite", "seed", "camera_px", "disturbed", "look_every"),
+        *("checkpoint", "max_learner_chunks"),
+    )
     mine = {name: asdict(settings)[name] for name in defining}
     if not path.is_file():
         write_atomic(path, json.dumps(mine, indent=2))
         return
     theirs = json.loads(path.read_text())
     wrong = [
-        f"{k} is {mine[k]!r} now, was {theirs.get(k)!r}" for k in mine if mine[k] != theirs.get(k)
+        # A folder of before a setting was remembered goes with any value of it.
+        f"{k} is {mine[k]!r} now, was {theirs[k]!r}"
+        for k in mine
+        if mine[k] != theirs.get(k, mine[k])
     ]
     if wrong:
         raise ContractError(

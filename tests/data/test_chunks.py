@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from vega_policy.data import frames
 from vega_policy.data.chunks import ChunkBatches, ChunkDataset, DataSource
+from vega_policy.data.episodes import open_episodes
 from vega_policy.data.prefetch import prefetched
 from vega_policy.spec import ContractError
 from vega_policy.testing.demos import make_demo, with_mask, write_suite, write_task
@@ -83,6 +85,53 @@ def test_two_folders_read_as_one_data_set(tmp_path):
     both = ChunkDataset.open(DataSource(dirs=(a, b), suites=("libero_object",)), horizon=8)
     assert both.n_rows == open_suite(a).n_rows + open_suite(b).n_rows
     assert len(both.instructions) == 2
+
+
+def test_so_many_demonstrations_of_a_task_are_counted_over_all_folders(tmp_path):
+    for name in ("a", "b"):
+        write_task(
+            tmp_path / name / "libero_object" / "x_demo.hdf5",
+            [make_demo(k + 10 * (name == "b"), n_steps=10) for k in range(2)],
+        )
+    source = DataSource(dirs=(tmp_path / "a", tmp_path / "b"), suites=("libero_object",))
+    dataset = ChunkDataset.open(source, horizon=8)
+    starts = dataset.starts(held_out=False, fraction=0.0, demos_per_task=3)
+    assert starts.tolist() == [0, 1, 2, 10, 11, 12, 20, 21, 22]
+    with pytest.raises(ContractError, match=r"demos_per_task is 5.*libero_object/x has 4"):
+        dataset.starts(held_out=False, fraction=0.0, demos_per_task=5)
+
+
+def test_a_suite_may_be_missing_in_one_of_several_folders_but_not_in_all(tmp_path):
+    a, b = write_suite(tmp_path / "a"), write_suite(tmp_path / "b")
+    (b / "libero_object").rename(b / "libero_goal")
+    suites = ("libero_object", "libero_goal")
+    both = ChunkDataset.open(DataSource(dirs=(a, b), suites=suites), horizon=8)
+    assert [f.suite for f in both.files] == ["libero_object"] * 2 + ["libero_goal"] * 2
+    with pytest.raises(ContractError, match="libero_10"):
+        ChunkDataset.open(DataSource(dirs=(a, b), suites=(*suites, "libero_10")), horizon=8)
+    with pytest.raises(ContractError, match=r"no demonstrations in .*libero_goal"):
+        ChunkDataset.open(DataSource(dirs=(a, b), suites=("libero_goal",)), horizon=8)
+
+
+def test_two_processes_may_decode_one_task(tmp_path, monkeypatch):
+    suite = open_episodes(write_suite(tmp_path / "data") / "libero_object")
+    source = suite.of_task(suite.tasks[0])
+    cache, low, pids = tmp_path / "cache", frames._low_dimensional, iter((1, 2))
+    monkeypatch.setattr(frames.os, "getpid", lambda: next(pids))
+
+    def overtaken(episode):
+        # While the first process decodes, the second one begins and finishes.
+        monkeypatch.setattr(frames, "_low_dimensional", low)
+        frames.open_frames(source, suite="libero_object", cache_dir=cache)
+        return low(episode)
+
+    monkeypatch.setattr(frames, "_fingerprint", lambda _: "0" * 16)
+    monkeypatch.setattr(frames, "_low_dimensional", overtaken)
+    opened = frames.open_frames(source, suite="libero_object", cache_dir=cache)
+    assert next(pids, None) is None
+    assert [p.name for p in opened.folder.parent.iterdir()] == [opened.folder.name]
+    rows = source.episode(0).images["agentview"].transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(opened.images[: len(rows), 0], rows)
 
 
 def test_frames_are_decoded_once_and_again_when_the_file_changes(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from vega_policy.data.chunks import ChunkBatches, ChunkDataset, DataSource
 from vega_policy.data.convert import convert
-from vega_policy.data.episodes import open_episodes, open_suite, recognise
+from vega_policy.data.episodes import open_episodes, open_suite, open_suites, recognise
 from vega_policy.spec import CAMERAS, ContractError
 from vega_policy.testing.demos import make_demo, with_mask, write_suite, write_task
 from vega_policy.train.contract import look_at
@@ -117,6 +117,34 @@ def test_a_suite_is_found_by_its_published_name_and_version(stored, tmp_path):
 
 def test_a_folder_may_be_the_data_set_itself(stored):
     assert len(open_suite(stored / "lerobot-lossy" / SUITE, "anything")) == 7
+
+
+def test_a_data_set_is_not_read_once_for_every_suite(stored):
+    folder = stored / "lerobot-lossy" / SUITE
+    with pytest.raises(ContractError, match="is one data set, expected a folder for each of a, b"):
+        open_suites([folder], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: f["data"].attrs.__setitem__("problem_info", "{"), "expected JSON with"),
+        (lambda f: f["data"].attrs.__setitem__("problem_info", "{}"), "language_instruction"),
+        (lambda f: f["data"].create_group("notes"), "a group 'notes', expected demo_0"),
+        (lambda f: f["data/demo_0"].__setitem__("actions", 0.0), "is a single number"),
+    ],
+)
+def test_a_task_file_with_wrong_descriptions_is_named(tmp_path, damage, message):
+    write_suite(tmp_path, px=64)
+    soup = min((tmp_path / SUITE).glob("*.hdf5"))
+    with h5py.File(soup, "a") as file:
+        if "single" in message:
+            del file["data/demo_0/actions"]
+        damage(file)
+    with pytest.raises(ContractError, match=f"{soup.name}.*{message}"):
+        open_suite(tmp_path, SUITE)
+    rest = open_suite(tmp_path, SUITE, skip_damaged=True)
+    assert {ref.file == soup for ref in rest.refs} == {False}
 
 
 def test_what_is_no_data_set_is_said(tmp_path, stored):

@@ -241,6 +241,8 @@ def test_fewer_episodes_than_described_are_noticed(shards):
         ContractError, match=r"00001-of-00006 has 0 episodes, dataset_info\.json says 1"
     ):
         open_episodes(shards)
+    rest = open_episodes(shards, skip_damaged=True)
+    assert ["has 0 episodes" in problem for problem in rest.left_out] == [True]
 
 
 def test_shards_of_two_sets_are_not_mixed(shards):

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vega_policy.data.episodes import open_suite
+from vega_policy.data.episodes import open_suites
 from vega_policy.data.frames import Frames, FrameTransform, open_frames
 from vega_policy.data.part import WHOLE, Part, part_size
 from vega_policy.data.statistics import action_targets, compute_statistics
@@ -110,9 +110,10 @@ class ChunkDataset:
         """
         # Every folder is looked up before the first file is decoded, which can take minutes.
         found = [
-            (_opened(source, folder, suite), suite, _cache_folder(source, folder))
-            for folder in source.dirs
-            for suite in source.suites
+            (_checked(episodes, source), suite, _cache_folder(source, folder))
+            for folder, suite, episodes in open_suites(
+                source.dirs, source.suites, skip_damaged=source.skip_damaged
+            )
         ]
         frames = [
             open_frames(
@@ -143,8 +144,11 @@ class ChunkDataset:
             held_out: Which of the two parts.
             fraction: Share of the demonstrations that is held out; chosen by a hash of suite, task
                 and number, so that adding demonstrations moves none to the other part.
-            demos_per_task: Train on the first so many of each task file that are not held out; None
-                is all of them. What is held out stays the same, whatever the number.
+            demos_per_task: Train on the first so many of each task that are not held out, folder
+                after folder; None is all of them. What is held out stays the same, whatever the number.
+
+        Raises:
+            ContractError: A task has fewer than ``demos_per_task``.
         """
         found: list[NDArray[np.int64]] = []
         for _, begin, end in self._demos(
@@ -168,6 +172,11 @@ class ChunkDataset:
         for suite in sorted({f.suite for f in self.files}):
             spans = [(begin, end) for file, begin, end in demos if file.suite == suite]
             rows = np.concatenate([np.arange(*span) for span in spans])
+            if not self.expert_mask[rows].any():
+                raise ContractError(
+                    f"{suite} has 0 steps whose action the expert chose in {len(rows)}, expected at least "
+                    "1: statistics are counted over these; collect demonstrations, or mend expert_mask"
+                )
             result[suite] = compute_statistics(
                 targets=self.targets[rows],
                 proprio=self.proprio[rows],
@@ -180,16 +189,23 @@ class ChunkDataset:
         self, *, held_out: bool, fraction: float, demos_per_task: int | None
     ) -> list[tuple[Frames, int, int]]:
         """Return the file, first row and end of the demonstrations of one part."""
-        found: list[tuple[Frames, int, int]] = []
+        found: dict[tuple[str, str], list[tuple[Frames, int, int]]] = {}
         for file, offset in zip(self.files, self.offsets, strict=False):
             ends = int(offset) + np.cumsum(file.lengths)
-            mine = [
+            found.setdefault((file.suite, file.task), []).extend(
                 (file, int(end - length), int(end))
                 for number, (length, end) in enumerate(zip(file.lengths, ends, strict=True))
                 if _is_held_out(f"{file.suite}/{file.task}/{number}", fraction) == held_out
-            ]
-            found += mine if held_out else mine[:demos_per_task]
-        return found
+            )
+        if held_out or demos_per_task is None:
+            return [demo for demos in found.values() for demo in demos]
+        if short := {k: len(v) for k, v in found.items() if len(v) < demos_per_task}:
+            listed = "; ".join(f"{suite}/{task} has {n}" for (suite, task), n in short.items())
+            raise ContractError(
+                f"demos_per_task is {demos_per_task}, and after holding out {fraction:.0%}: {listed}; "
+                "collect more, or ask for fewer"
+            )
+        return [demo for demos in found.values() for demo in demos[:demos_per_task]]
 
     def rows_of_suite(self, suite: str) -> NDArray[np.int64]:
         """Return all rows of one suite."""
@@ -329,8 +345,7 @@ def _is_held_out(name: str, fraction: float) -> bool:
     return number / 2**64 < fraction
 
 
-def _opened(source: DataSource, folder: Path, suite: str) -> EpisodeSource:
-    episodes = open_suite(folder, suite, skip_damaged=source.skip_damaged)
+def _checked(episodes: EpisodeSource, source: DataSource) -> EpisodeSource:
     if not source.skip_damaged:
         return episodes
     for problem in episodes.left_out:

@@ -262,12 +262,54 @@ def open_suite(folder: Path | str, suite: str, *, skip_damaged: bool = False) ->
     Raises:
         ContractError: There are none, or they cannot be opened.
     """
+    path = find_suite(folder, suite)
+    if path is None:
+        task_files(folder, suite)  # raises, and says what is there instead
+        raise ContractError(f"no demonstrations in {folder}")
+    return open_episodes(path, skip_damaged=skip_damaged)
+
+
+def open_suites(
+    folders: Sequence[Path | str], suites: Sequence[str], *, skip_damaged: bool = False
+) -> list[tuple[Path, str, EpisodeSource]]:
+    """Open the demonstrations of some suites in some data folders: folder, suite and episodes of each.
+
+    A folder that lacks a suite which another folder has is passed over, and the log says so.
+
+    Raises:
+        ContractError: No folder has one of the suites, a folder has none of them, a folder is one data
+            set and would count once for every suite, or what is there cannot be opened.
+    """
+    roots = [Path(folder) for folder in folders]
+    found = {(f, s): find_suite(f, s) for f in roots for s in suites}
+    for folder in roots:
+        mine = [s for s in suites if found[folder, s] == folder]
+        if len(mine) > 1:
+            raise ContractError(
+                f"{folder} is one data set, expected a folder for each of {', '.join(mine)}; ask for one "
+                f"suite, or move it to {folder}/<suite>"
+            )
+        if all(found[folder, s] is None for s in suites):
+            task_files(folder, suites[0])  # raises, and says what is there instead
+    for suite in suites:
+        if all(found[f, suite] is None for f in roots):
+            task_files(roots[0], suite)
+    opened: list[tuple[Path, str, EpisodeSource]] = []
+    for (folder, suite), path in found.items():
+        if path is None:
+            logger.info("%s has no %s", folder, suite)
+            continue
+        opened.append((folder, suite, open_episodes(path, skip_damaged=skip_damaged)))
+    return opened
+
+
+def find_suite(folder: Path | str, suite: str) -> Path | None:
+    """Return where a data folder keeps the demonstrations of a suite; None where it has none."""
     for path in (Path(folder) / suite, Path(folder) / f"{suite}_no_noops", Path(folder)):
         found = recognise(path)
         if found is not None and (path != Path(folder) or found[0] != "hdf5"):
-            return open_episodes(path, skip_damaged=skip_damaged)
-    task_files(folder, suite)  # raises, and says what is there instead
-    raise ContractError(f"no demonstrations in {folder}")
+            return path
+    return None
 
 
 def recognise(path: Path) -> tuple[Format, Path] | None:

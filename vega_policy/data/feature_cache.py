@@ -94,7 +94,7 @@ class FeatureCache:
             StorageFault: The disk refuses; what was computed before stays.
         """
         roots = [file.folder.parent.parent / FOLDER for file in dataset.files]
-        by_root = {root: FeatureStore(root, identity, dtype=dtype) for root in roots}
+        by_root = {root: FeatureStore(root, identity, dtype=dtype) for root in dict.fromkeys(roots)}
         cache = cls(
             dataset, [by_root[root] for root in roots], compute=compute, batch_size=batch_size
         )

@@ -163,7 +163,13 @@ def _decode(
     )
     meta = {"layout": LAYOUT, "file": refs[0].file.name, "demos": len(refs), "steps": total}
     (temporary / "meta.json").write_text(json.dumps(meta, indent=2))
-    temporary.replace(folder)
+    try:
+        temporary.replace(folder)
+    except OSError:
+        # Another process decoded the same task meanwhile: a folder that is not empty stays as it is.
+        if not (folder / "meta.json").exists():
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _frames(

@@ -134,7 +134,10 @@ class LeRobotReader:
 
         try:
             return self._read(ref, at=at)
-        except (pyarrow.ArrowException, FFmpegError, OSError, ValueError, KeyError) as error:
+        except (
+            *(pyarrow.ArrowException, FFmpegError, OSError),
+            *(ValueError, KeyError, TypeError, IndexError),
+        ) as error:
             text = str(error).splitlines()[0] if str(error) else repr(error)
             raise ContractError(f"{ref} cannot be read: {text}; {_ADVICE}") from error
 

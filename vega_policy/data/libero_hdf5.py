@@ -191,8 +191,20 @@ def list_demos(files: Sequence[Path]) -> list[DemoRef]:
         with _open(path) as file:
             instruction = _instruction(file, path)
             data = _group(file, "data")
-            for name in sorted((str(n) for n in data), key=_demo_number):
-                n_steps = len(_array(data, f"{name}/actions"))
+            try:
+                names = sorted((str(n) for n in data), key=_demo_number)
+            except ContractError as error:
+                raise ContractError(
+                    f"{path}: {error}; collect or download the file again"
+                ) from error
+            for name in names:
+                actions = _array(data, f"{name}/actions")
+                if not actions.shape:
+                    raise ContractError(
+                        f"{path}: {name}/actions is a single number, expected (t, 7); collect or "
+                        "download the file again"
+                    )
+                n_steps = len(actions)
                 refs.append(DemoRef(file=path, name=name, n_steps=n_steps, instruction=instruction))
     return refs
 
@@ -436,13 +448,22 @@ def _instruction(file: h5py.File, path: Path) -> str:
             f"{path} has no data.attrs['problem_info'], expected JSON with language_instruction; "
             "use files in the LIBERO demonstration layout"
         )
-    words = json.loads(_text(raw))["language_instruction"]
-    # Public files store the sentence as a list of one string or with quotation marks around it.
-    return "".join(words).strip('"')
+    try:
+        words = json.loads(_text(raw))["language_instruction"]
+        # Public files store the sentence as a list of one string or with quotation marks around it.
+        return "".join(words).strip('"')
+    except (ValueError, KeyError, TypeError) as error:
+        raise ContractError(
+            f"{path} has data.attrs['problem_info'] {_text(raw)[:80]!r}, expected JSON with "
+            f"language_instruction ({error!r}); collect or download the file again"
+        ) from error
 
 
 def _demo_number(name: str) -> int:
-    return int(name.rpartition("_")[2])
+    number = name.rpartition("_")[2]
+    if not number.isdigit():
+        raise ContractError(f"data holds a group {name!r}, expected demo_0, demo_1, ...")
+    return int(number)
 
 
 def _text(value: object) -> str:

@@ -106,11 +106,14 @@ class RldsReader:
                 problems.append(problem)
                 continue
             n = len(found) - before
-            if expected is not None and n != expected and not skip_damaged:
-                raise ContractError(
+            if expected is not None and n != expected:
+                problem = (
                     f"{shard} has {n} episodes, dataset_info.json says {expected}; download the shard "
                     "again, or use what is there with skip_damaged=true"
                 )
+                if not skip_damaged:
+                    raise ContractError(problem)
+                problems.append(problem)
         return cls(path=path, refs=tuple(found), left_out=tuple(problems), _records=found)
 
     def read(self, ref: EpisodeRef, *, at: Sequence[int] | None) -> Episode:

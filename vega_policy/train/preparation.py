@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vega_policy.data.chunks import Batch, ChunkBatches, ChunkDataset, DataSource
-from vega_policy.data.episodes import open_suite
+from vega_policy.data.episodes import open_suites
 from vega_policy.data.feature_cache import FeatureCache
 from vega_policy.data.part import Part
 from vega_policy.policy import VegaPolicy, parse_statistics
@@ -57,9 +57,10 @@ class Stage:
 def open_policy(config: TrainConfig) -> VegaPolicy | None:
     """Load the policy to start from, if any, and compare everything with the data."""
     found = [
-        open_suite(folder, suite, skip_damaged=config.data.skip_damaged)
-        for folder in config.data.dirs
-        for suite in config.data.suites
+        episodes
+        for _, _, episodes in open_suites(
+            config.data.dirs, config.data.suites, skip_damaged=config.data.skip_damaged
+        )
     ]
     policy = None
     start = Start.of(config)
