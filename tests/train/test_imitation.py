@@ -1,6 +1,7 @@
 """A run is a function of its settings and data, whatever happened to its process on the way."""
 
 import json
+import shutil
 import os
 import signal
 import subprocess
@@ -307,6 +308,16 @@ def test_new_data_under_a_running_name_is_refused(tmp_path, data):
     write_suite(data, n_demos=5, px=32)
     with pytest.raises(CheckpointError, match="files changed"):
         train(config)
+
+
+def test_another_policy_to_start_from_under_a_running_name_is_refused(tmp_path, data):
+    start = train(settings(tmp_path, data)).checkpoint
+    second = settings(tmp_path, data, name="second", prior_path=None, init_from=str(start))
+    train(second, should_stop=lambda: True)
+    other = train(settings(tmp_path, data, name="other", seed=1)).checkpoint
+    shutil.copy(other / "model.safetensors", start / "model.safetensors")
+    with pytest.raises(CheckpointError, match="starting policy changed"):
+        train(second)
 
 
 def test_settings_list_everything_wrong_at_once():

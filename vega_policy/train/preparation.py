@@ -51,7 +51,7 @@ class Stage:
     learner: Learner
     ranks: Ranks
     origin: dict[str, Any]
-    """Hashes of data and prior: a continued run must find the same."""
+    """Hashes of data, prior and starting policy: a continued run must find the same."""
 
 
 def open_policy(config: TrainConfig) -> VegaPolicy | None:
@@ -177,7 +177,11 @@ def prepare(
         else [kept.assemble(r) for r in kept.in_order(config.validation_samples)],
         learner=learner,
         ranks=ranks,
-        origin={"files": [f.fingerprint for f in dataset.files], "prior": prior_hash},
+        origin={
+            "files": [f.fingerprint for f in dataset.files],
+            "prior": prior_hash,
+            "starting policy": None if (begin := Start.of(config)) is None else begin.sha256(),
+        },
     )
 
 

@@ -34,9 +34,10 @@ def require_same_run(config: TrainConfig) -> None:
 
 
 def require_same_origin(state: RunState, origin: Mapping[str, object], *, folder: Path) -> None:
-    """Refuse to continue on other data or with another prior."""
+    """Refuse to continue on other data, with another prior or from another start."""
     saved = state.info["origin"]
-    changed = [f"the {what} changed" for what, value in origin.items() if saved.get(what) != value]
+    # What a run did not note down when it was started cannot be compared.
+    changed = [f"the {k} changed" for k, value in origin.items() if saved.get(k, value) != value]
     if changed:
         raise CheckpointError(
             f"{folder} cannot be continued: {' and '.join(changed)} since it was started; "

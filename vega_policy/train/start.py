@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,14 @@ class Start:
         """Whether its statistics stay; those of a base model do only if that is asked for."""
         wanted = self.config.statistics
         return wanted == "checkpoint" or (wanted == "auto" and not self.is_base)
+
+    def sha256(self) -> str:
+        """Hash its weights."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
     @property
     def policy_config(self) -> PolicyConfig:
