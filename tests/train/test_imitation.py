@@ -1,8 +1,8 @@
 """A run is a function of its settings and data, whatever happened to its process on the way."""
 
 import json
-import shutil
 import os
+import shutil
 import signal
 import subprocess
 import sys
