@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from vega_policy.spec.names import require_name
 from vega_policy.vision.prior.bank import load_bank, save_bank
@@ -28,9 +28,6 @@ from vega_policy.vision.prior.vjepa2 import VJepa2Prior
 from vega_policy.vision.prior.wan import WanPrior
 from vega_policy.vision.prior.zero import ZeroPrior
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 AnyPrior = FrozenPrior
 """What `build_prior` returns: every prior, weightless controls included, has this base."""
 
@@ -49,6 +46,8 @@ _KINDS: dict[str, type[FrozenPrior]] = {
 }
 
 
+ASSETS = Path(__file__).parents[2] / "assets"
+"""Where the priors that come with the package lie."""
 WEIGHTLESS = frozenset(n for n, kind in _KINDS.items() if issubclass(kind, WeightlessPrior))
 """Priors without a directory of weights."""
 
@@ -58,8 +57,9 @@ def build_prior(config: PriorConfig, *, path: Path | str | None = None, seed: in
 
     Args:
         config: Settings.
-        path: Directory (or hub id, for what the hub has) with its weights; None gives random ones. A
-            prior without weights does not look at it.
+        path: Directory (or hub id, for what the hub has) with its weights, or the name of a prior that
+            comes with the package (``nano-prior``); None gives random ones. A prior without weights
+            does not look at it.
         seed: Seed of random weights.
 
     Raises:
@@ -69,6 +69,8 @@ def build_prior(config: PriorConfig, *, path: Path | str | None = None, seed: in
     kind = _KINDS[require_name(config.name, PRIORS, what="prior")]
     if path is None:
         return kind.from_config(config, seed=seed)
+    if not Path(path).exists() and (ASSETS / path).is_dir():
+        path = ASSETS / path
     prior = kind.load(path, config)
     if config.sees == "other":
         prior.bank = load_bank(path)
