@@ -152,6 +152,10 @@ def test_a_base_is_trained_once_and_every_arm_is_grafted_on_it(study_script):
     assert chosen[0] == base
     assert {cell.arm for cell in chosen[1:]} == {"gate"}
     assert "all from one policy without a prior" in plan_text(study)
+    study = declared(start="somebody/policy")
+    assert base_training(study, Path("r/s")) is None
+    for cell in trainings(study, Path("r/s")):
+        assert {"init_from=somebody/policy", "graft=true"} <= set(cell.settings)
 
 
 def test_trainings_run_side_by_side_and_what_ended_is_kept_when_one_fails(
@@ -193,6 +197,7 @@ def test_trainings_run_side_by_side_and_what_ended_is_kept_when_one_fails(
         ({"evaluations": {}}, "at least one"),
         ({"main": ["plain"]}, "leave it out"),
         ({"base": ["steps=7"]}, "add fusion=none"),
+        ({"base": ["fusion=none"], "start": "x"}, "keep one"),
         ({"episodes": 1}, "say how many"),
         ({"arms": {"plain": {}, "x": {"against": "plian"}}}, "compared with 'plian'"),
         ({"arms": {"plain": {}, "a/b": {}}}, "folder"),

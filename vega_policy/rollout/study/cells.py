@@ -78,7 +78,8 @@ def base_training(study: Study, root: Path) -> Cell | None:
 def trainings(study: Study, root: Path) -> list[Cell]:
     """Return the arms' trainings: seeds outside, so that the first seed of every arm is there early."""
     base = base_training(study, root)
-    start = [] if base is None else [f"init_from={base.run_dir / 'policy'}", "graft=true"]
+    start = study.start if base is None else base.run_dir / "policy"
+    grafted = [f"init_from={start}", "graft=true"] if start else []
     found: list[Cell] = []
     for seed in study.seeds:
         for arm in study.arms:
@@ -87,7 +88,7 @@ def trainings(study: Study, root: Path) -> list[Cell]:
             name = f"{arm.name}-seed{seed}"
             settings = [
                 *overridden(study.train, arm.train),
-                *start,
+                *grafted,
                 f"seed={seed}",
                 f"name={name}",
                 f"out_dir={root / 'train'}",

@@ -66,6 +66,8 @@ class Study:
     base: tuple[str, ...] = ()
     """Settings of ``scripts/train.py`` of one policy without a prior that every training starts from, with
     the arm's prior grafted on; empty: all start from random weights. It is trained once."""
+    start: str = ""
+    """In place of ``base``: a trained policy without a prior, one that comes with the package or a folder."""
     train: tuple[str, ...] = ()
     """Settings of ``scripts/train.py`` that all arms share."""
     rollout: tuple[str, ...] = ()
@@ -183,6 +185,8 @@ class Study:
         ]
         if self.base and "fusion=none" not in self.base:
             found.append("study.base has a prior, which arms would keep; add fusion=none to it")
+        if self.base and self.start:
+            found.append("study.base and study.start both say what trainings start from; keep one")
         if not isinstance(self.episodes, int) or self.episodes < 2:
             found.append(f"study.episodes is {self.episodes!r}; say how many each policy plays")
         if self.reference in self.main:

@@ -28,7 +28,7 @@ def plan_text(study: Study) -> str:
         f"of the pairs end differently and the true difference varies by "
         f"{100 * study.assumed['seed_sd']:.1f} points between training seeds"
     )
-    start = ", all from one policy without a prior" if study.base else ""
+    start = ", all from one policy without a prior" if study.base or study.start else ""
     return (
         f"{study.question}\n"
         f"{len(study.arms)} arms, reference {study.reference}; {len(study.seeds)} training seeds; {n_trained} "
