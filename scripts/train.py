@@ -24,12 +24,16 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     """Train what the configuration describes."""
     import torch
 
+    from vega_policy.policy import choose_device
+    from vega_policy.spec.processes import keep_freed_memory
     from vega_policy.train.config import TrainConfig
     from vega_policy.train.imitation import train
 
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     settings = TrainConfig.from_dict(train_settings(config))
+    if choose_device(settings.device).type == "cpu":
+        keep_freed_memory()
     asked = threading.Event()
     # A scheduler's SIGTERM means: save and go. Ctrl-C keeps its usual meaning.
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
