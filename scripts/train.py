@@ -1,6 +1,6 @@
 """Train a policy by imitation; the same command continues a run that was stopped.
 
-python scripts/train.py data_dir=data/demonstrations prior_path=runs/prior/prior
+python scripts/train.py data_dir=data/demonstrations
 python scripts/train.py name=round2 init_from=runs/nano/policy 'data.dirs=[data/a,data/b]'   # DAgger
 torchrun --nproc-per-node 8 scripts/train.py policy=oft_7b data_dir=data/demonstrations      # LoRA on 7B
 """

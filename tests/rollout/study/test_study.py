@@ -1,5 +1,6 @@
 """A study finds what is there, at the rate it promises, and nothing that is not."""
 
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 from omegaconf import OmegaConf
 from scipy import stats
 
+from vega_policy.policy import PolicyConfig
+from vega_policy.policy.pretrained import load_config, resolve
 from vega_policy.rollout.ledger import Ledger, RunHeader
 from vega_policy.rollout.study import Study, contrast, detectable
 from vega_policy.rollout.study.cells import base_training, rollouts, trainings
@@ -22,6 +25,7 @@ from vega_policy.rollout.study.page import page
 from vega_policy.rollout.study.text import error_table, group_table, plan_text
 from vega_policy.spec import ContractError, EnvFault, EpisodeKey, EpisodeResult
 from vega_policy.train.config import TrainConfig
+from vega_policy.vision.prior import build_prior
 from vega_policy.vision.stream import branch_size
 
 ROOT = Path(__file__).parents[3]
@@ -380,6 +384,20 @@ def test_the_arms_of_shipped_studies_train_equally_many_weights(name, monkeypatc
             sizes[arm.name] = 2_017_671 + added + found.graft_widen * (towers + 1 + width)
     equal = {n for arm, n in sizes.items() if arm not in study.exempt}
     assert max(equal) - min(equal) <= SAME_SIZE * max(equal), sizes
+
+
+def test_what_shipped_studies_start_from_is_there():
+    study = Study.from_dict(
+        OmegaConf.to_container(OmegaConf.load(ROOT / "configs/study/prior.yaml"))
+    )
+    assert load_config(resolve(study.start)).fusion.name == "none"
+    given = dict(setting.split("=", 1) for setting in study.train)
+    prior = build_prior(PolicyConfig.preset("nano").prior, path=given["prior_path"])
+    deepest = build_prior(
+        dataclasses.replace(PolicyConfig.preset("nano").prior, block_index=5), path="nano-prior"
+    )
+    assert prior.config.block_index == 3
+    assert deepest.config.block_index == 5
 
 
 def test_arms_of_unequal_size_are_refused_unless_exempt(tmp_path):
