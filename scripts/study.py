@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from hydra_cli import run
 
-from vega_policy.rollout.study.cells import base_training, rollouts, trainings
+from vega_policy.rollout.study.cells import (
+    ACTION_SCALES,
+    action_scales,
+    base_training,
+    rollouts,
+    trainings,
+)
 from vega_policy.rollout.study.declaration import Study
 from vega_policy.rollout.study.findings import read_findings
 from vega_policy.rollout.study.page import page
@@ -54,7 +60,7 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     stage = require_name(config["stage"], STAGES, what="stage")
     study = Study.from_dict(config["study"])
     root = Path(config["out_dir"]) / study.name
-    cells = chosen(study, root, only=config["only"])
+    cells = chosen(study, root, only=config["only"], evaluations=config["evaluations"])
     print(plan_text(study), flush=True)
     todo = [cell for cell in cells if cell.result(root) is None]
     log.info("%d runs, %d of them are done", len(cells), len(cells) - len(todo))
@@ -87,10 +93,12 @@ def main(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def chosen(study: Study, root: Path, *, only: list[str] | None) -> list[Cell]:
+def chosen(
+    study: Study, root: Path, *, only: list[str] | None, evaluations: list[str] | None = None
+) -> list[Cell]:
     """Return the runs to make, trainings of a seed before what they are played with."""
-    names = [arm.name for arm in study.arms]
-    wanted = names if only is None else [require_name(n, names, what="arm") for n in only]
+    wanted = _wanted(only, [arm.name for arm in study.arms], what="arm")
+    sets = _wanted(evaluations, [e.name for e in study.evaluations], what="evaluation")
     lenders = {study.arm(name).weights for name in wanted}
     base = base_training(study, root)
     found: list[Cell] = [] if base is None else [base]
@@ -100,8 +108,16 @@ def chosen(study: Study, root: Path, *, only: list[str] | None) -> list[Cell]:
             for cell in trainings(study, root)
             if cell.seed == seed and (cell.arm in wanted or cell.arm in lenders)
         ]
-        found += [c for c in rollouts(study, root) if c.seed == seed and c.arm in wanted]
+        found += [
+            cell
+            for cell in rollouts(study, root)
+            if cell.seed == seed and cell.arm in wanted and cell.evaluation in sets
+        ]
     return found
+
+
+def _wanted(chosen: list[str] | None, names: list[str], *, what: str) -> list[str]:
+    return names if chosen is None else [require_name(name, names, what=what) for name in chosen]
 
 
 def require_same(study: Study, root: Path) -> None:
@@ -180,6 +196,8 @@ def play(cell: Cell) -> dict[str, Any]:
         raise EnvFault(
             f"{cell.name} ended before its last update ({result['ending']}); the same command continues"
         )
+    if cell.kind == "train":
+        result[ACTION_SCALES] = action_scales(cell.run_dir / "policy")
     return result
 
 

@@ -22,7 +22,12 @@ from vega_policy.rollout.study.cells import base_training, rollouts, trainings
 from vega_policy.rollout.study.declaration import overridden
 from vega_policy.rollout.study.findings import ALL, SAME_SIZE, read_findings
 from vega_policy.rollout.study.page import page
-from vega_policy.rollout.study.text import error_table, group_table, plan_text
+from vega_policy.rollout.study.text import (
+    error_table,
+    expected_sensitivity,
+    group_table,
+    plan_text,
+)
 from vega_policy.spec import ContractError, EnvFault, EpisodeKey, EpisodeResult
 from vega_policy.train.config import TrainConfig
 from vega_policy.vision.prior import build_prior
@@ -199,12 +204,19 @@ def test_trainings_run_side_by_side_and_what_ended_is_kept_when_one_fails(
         ({"arms": {"plain": {}, "x": {"weights": "y"}}}, "no trained arm"),
         ({"arms": {"plain": {}, "x": {"tarin": []}}}, "did you mean 'train'"),
         ({"evaluations": {}}, "at least one"),
+        ({"evaluations": {"x": {"suite": "libero_goal", "arms": ["plian"]}}}, "x.arms.*plain"),
         ({"main": ["plain"]}, "leave it out"),
         ({"base": ["steps=7"]}, "add fusion=none"),
         ({"base": ["fusion=none"], "start": "x"}, "keep one"),
         ({"episodes": 1}, "say how many"),
         ({"arms": {"plain": {}, "x": {"against": "plian"}}}, "compared with 'plian'"),
         ({"arms": {"plain": {}, "a/b": {}}}, "folder"),
+        ({"arms": {"plain": {}, "x": {"seeds": [3]}}}, "not among"),
+        ({"arms": {"plain": {"seeds": [0]}, "x": {"seeds": [1]}}}, "no training seed with plain"),
+        (
+            {"arms": {"plain": {"seeds": [0]}, "x": {"weights": "plain", "seeds": [0, 1]}}},
+            "plain is not trained",
+        ),
     ],
 )
 def test_a_declaration_that_cannot_be_meant_is_refused(changes, advice):
@@ -215,6 +227,7 @@ def test_a_declaration_that_cannot_be_meant_is_refused(changes, advice):
 def played(study, root, rate):
     """Write ledgers as if every policy had played: `rate(arm, seed)` of 40 episodes won."""
     for cell in rollouts(study, root):
+        kinds = ("camera-1", "pro_swap") if cell.evaluation == "moved" else ("none",)
         header = RunHeader(
             defines={"suite": "libero_object"},
             versions={},
@@ -231,7 +244,9 @@ def played(study, root, rate):
                 won = x < rate(cell.arm, cell.seed)
                 ledger.append(
                     EpisodeResult(
-                        key=EpisodeKey("libero_object", i % 10, i),
+                        key=EpisodeKey(
+                            "libero_object", i % 10, i, perturbation=kinds[i % len(kinds)]
+                        ),
                         outcome="success" if won else "failure",
                         n_steps=9,
                         n_chunks=2,
@@ -298,6 +313,73 @@ def test_errors_in_other_units_are_not_compared(tmp_path):
         path = tmp_path / "train" / f"{cell.arm}-seed{cell.seed}" / "policy"
         (path / "dataset_statistics.json").write_text(json.dumps(said))
     assert [error.name for error in read_findings(study, tmp_path).errors] == ["plain"]
+
+
+def test_what_some_arms_play_is_told_apart_from_what_all_play(tmp_path):
+    moved = {"suite": "libero_object", "arms": ["plain", "gate"]}
+    study = declared(evaluations={"object": {"suite": "libero_object"}, "moved": moved})
+    assert len(rollouts(study, tmp_path)) == 3 * (3 + 2)
+    played(study, tmp_path, lambda arm, _: {"plain": 0.5, "gate": 0.9}.get(arm, 0.1))
+    weights(tmp_path, "plain", 0, 50)
+    weights(tmp_path, "gate", 0, 50)
+    findings = read_findings(study, tmp_path)
+    arms = {group.name: [rate.name for rate in group.rates] for group in findings.groups}
+    sizes = {group.name: group.rates[0].n_episodes for group in findings.groups}
+    every, some = ["plain", "gate", "clamped"], ["plain", "gate"]
+    assert arms == {
+        "all": every,
+        "object": every,
+        "moved": some,
+        "all, perturbed": some,
+        "all, camera-1": some,
+        "all, pro_swap": some,
+    }
+    assert sizes == {
+        "all": 40,
+        "object": 40,
+        "moved": 40,
+        "all, perturbed": 40,
+        "all, camera-1": 20,
+        "all, pro_swap": 20,
+    }
+    assert findings.notes == ()
+    text = page(study, findings)
+    assert "All perturbed episodes" in text
+    assert "LIBERO-PRO swap" in text
+
+
+def test_controls_may_have_fewer_seeds_than_the_question(tmp_path):
+    arms = {"plain": {}, "gate": {"seeds": [0, 2]}, "clamped": {"weights": "gate"}}
+    study = declared(arms=arms, main=["gate"])
+    assert {c.name for c in trainings(study, tmp_path)} == {
+        *(f"train-plain-seed{seed}" for seed in (0, 1, 2)),
+        *(f"train-gate-seed{seed}" for seed in (0, 2)),
+    }
+    played(study, tmp_path, lambda *_: 0.5)
+    for arm in ("plain", "gate"):
+        weights(tmp_path, arm, 0, 50)
+    findings = read_findings(study, tmp_path)
+    assert findings.missing == ()
+    plain, gate, clamped = findings.groups[0].rates
+    assert [len(rate.by_seed) for rate in (plain, gate, clamped)] == [3, 2, 2]
+    assert [c.n_seeds for c in findings.groups[0].contrasts] == [2, 2]
+    assert "3 training seeds; 5 trainings" in plan_text(study)
+    assert expected_sensitivity(study) == expected_sensitivity(
+        declared(seeds=[0, 1], main=["gate"])
+    )
+
+
+def test_results_outlive_the_weights_they_were_made_with(tmp_path):
+    study = declared()
+    played(study, tmp_path, lambda *_: 0.5)
+    for cell in trainings(study, tmp_path):
+        scales = "a" if cell.arm == "plain" or cell.seed else "b"
+        cell.keep(
+            tmp_path,
+            {"validation": {"val/loss": 0.1}, "trained_weights": 100, "action_scales": scales},
+        )
+    plain, gate = read_findings(study, tmp_path).errors
+    assert (len(plain.by_seed), len(gate.by_seed)) == (3, 2)
 
 
 def test_an_arm_may_be_compared_with_another_than_the_reference(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 DONE = "done"
 """Folder of the study that holds one small file per finished run."""
+ACTION_SCALES = "action_scales"
+"""Key of a training's result: `action_scales` of what it made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ def trainings(study: Study, root: Path) -> list[Cell]:
     found: list[Cell] = []
     for seed in study.seeds:
         for arm in study.arms:
-            if arm.weights:
+            if arm.weights or seed not in study.seeds_of(arm.name):
                 continue
             name = f"{arm.name}-seed{seed}"
             settings = [
@@ -114,6 +117,7 @@ def rollouts(study: Study, root: Path) -> list[Cell]:
         for seed in study.seeds
         for arm in study.arms
         for evaluation in study.evaluations
+        if evaluation.is_played_by(arm.name) and seed in study.seeds_of(arm.name)
     ]
 
 
@@ -143,12 +147,14 @@ def _rollout(study: Study, root: Path, *, arm: Arm, seed: int, evaluation: Evalu
     )
 
 
-def action_scales(policy: Path) -> Any:  # noqa: ANN401
-    """Return what a checkpoint normalises actions by, None where it does not say."""
+def action_scales(policy: Path) -> str:
+    """Return a digest of what a checkpoint normalises actions by, empty where it does not say."""
     path = policy / "dataset_statistics.json"
     if not path.is_file():
-        return None
-    return {suite: said.get("action") for suite, said in json.loads(path.read_text()).items()}
+        return ""
+    said = json.loads(path.read_text())
+    scales = {suite: statistics.get("action") for suite, statistics in said.items()}
+    return hashlib.sha256(json.dumps(scales, sort_keys=True).encode()).hexdigest()
 
 
 def n_trained(policy: Path) -> int:

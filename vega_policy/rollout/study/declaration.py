@@ -32,6 +32,8 @@ class Arm:
     """Name of a curve it is a point of, such as ``noise level``; empty: of none."""
     at: float | None = None
     """Where on that curve."""
+    seeds: tuple[int, ...] = ()
+    """Of the study's training seeds, those this arm has; empty: all, or those of ``weights``."""
 
     @property
     def words(self) -> str:
@@ -41,12 +43,18 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A set of episodes that every trained policy plays."""
+    """A set of episodes that every trained policy plays, or those of some arms."""
 
     name: str
     suite: str
     rollout: tuple[str, ...] = ()
     """Settings of ``scripts/rollout.py``."""
+    arms: tuple[str, ...] = ()
+    """Whose policies play it; empty: all. What only some arms play is no part of the overall result."""
+
+    def is_played_by(self, arm: str) -> bool:
+        """Whether the policies of this arm play it."""
+        return not self.arms or arm in self.arms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,8 @@ class Study:
     reference: str
     """Every other arm is compared with this one, unless it names another."""
     episodes: int
-    """That each trained policy plays: what the study can find is said before it runs."""
+    """That each trained policy plays, in the evaluations of all arms: what the study can find is said
+    before it runs."""
     arms: tuple[Arm, ...]
     evaluations: tuple[Evaluation, ...]
     seeds: tuple[int, ...]
@@ -129,6 +138,18 @@ class Study:
         require_name(name, [arm.name for arm in self.arms], what="arm")
         return next(arm for arm in self.arms if arm.name == name)
 
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        """Return the training seeds of an arm."""
+        chosen = self.arm(arm)
+        if chosen.seeds or not chosen.weights:
+            return chosen.seeds or self.seeds
+        return self.seeds_of(chosen.weights)
+
+    def common_seeds(self, arm: str) -> tuple[int, ...]:
+        """Return the training seeds that an arm shares with what it is compared with."""
+        others = self.seeds_of(self.opponent(arm))
+        return tuple(seed for seed in self.seeds_of(arm) if seed in others)
+
     def opponent(self, arm: str) -> str:
         """Return the name of the arm that ``arm`` is compared with."""
         return self.arm(arm).against or self.reference
@@ -175,11 +196,22 @@ class Study:
                 found.append(
                     f"arm {arm.name} is compared with {arm.against!r}; {nearest(arm.against, names)}"
                 )
+            found += [
+                f"arm {arm.name} has seed {seed!r}, which is not among the study's {list(self.seeds)}"
+                for seed in arm.seeds
+                if seed not in self.seeds
+            ]
+            if lender is not None and set(arm.seeds) - set(lender.seeds or self.seeds):
+                found.append(f"arm {arm.name} has seeds with which {lender.name} is not trained")
             if bool(arm.sweep) != (arm.at is not None):
                 found.append(f"arm {arm.name} has one of sweep and at; it needs both or none")
         found += [
             f"study.{what} names {name!r}; {nearest(name, names)}"
-            for what, listed in (("exempt", self.exempt), ("main", self.main))
+            for what, listed in (
+                ("exempt", self.exempt),
+                ("main", self.main),
+                *((f"evaluations.{e.name}.arms", e.arms) for e in self.evaluations),
+            )
             for name in listed
             if name not in names
         ]
@@ -189,6 +221,12 @@ class Study:
             found.append("study.base and study.start both say what trainings start from; keep one")
         if not isinstance(self.episodes, int) or self.episodes < 2:
             found.append(f"study.episodes is {self.episodes!r}; say how many each policy plays")
+        if not found:
+            found += [
+                f"arm {arm.name} shares no training seed with {self.opponent(arm.name)}"
+                for arm in self.contrasts
+                if not self.common_seeds(arm.name)
+            ]
         if self.reference in self.main:
             found.append(f"study.main names the reference {self.reference}; leave it out")
         return found

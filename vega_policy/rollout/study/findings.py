@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vega_policy.rollout.ledger import read_rows
+from vega_policy.rollout.plan import CLEAN, SAMPLED_START
 from vega_policy.rollout.study.cells import (
+    ACTION_SCALES,
     action_scales,
     checkpoint,
     n_trained,
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from vega_policy.spec import EpisodeKey
 
 ALL = "all"
-"""Name of the group of every episode of a study."""
+"""Name of the group of every episode that all arms of a study play."""
+PERTURBED = "perturbed"
+"""Name of all perturbations together."""
 VALIDATION = "val/loss"
 """Name under which ``scripts/train.py`` reports the error on held-out demonstrations."""
 SAME_SIZE = 0.01
@@ -59,7 +63,7 @@ class GroupFindings:
     """What the episodes of one group say."""
 
     name: str
-    """An evaluation, an evaluation and its perturbation, or ``all``."""
+    """``all``, an evaluation, or ``all`` and a perturbation."""
     rates: tuple[ArmRate, ...]
     contrasts: tuple[Contrast, ...]
 
@@ -134,9 +138,9 @@ def read_findings(study: Study, root: Path) -> Findings:
     trained = {cell.arm: cell.result(root) or {} for cell in reversed(trainings(study, root))}
     sizes = {
         arm.name: trained.get(arm.weights or arm.name, {}).get("trained_weights")
-        or n_trained(checkpoint(root, arm, study.seeds[0]))
+        or n_trained(checkpoint(root, arm, study.seeds_of(arm.name)[0]))
         for arm in study.arms
-        if (arm.name, study.seeds[0]) in outcomes
+        if (arm.name, study.seeds_of(arm.name)[0]) in outcomes
     }
     groups = tuple(
         _group(study, outcomes, name, belongs) for name, belongs in _groups(study, outcomes)
@@ -153,12 +157,23 @@ def read_findings(study: Study, root: Path) -> Findings:
 def _errors(study: Study, root: Path) -> Iterable[ArmError]:
     """Read what each training said of the demonstrations it was not given, of arms with equal scales."""
     errors: dict[str, dict[int, float]] = {}
-    scales = {arm.name: action_scales(checkpoint(root, arm, study.seeds[0])) for arm in study.arms}
-    for cell in trainings(study, root):
-        said = (cell.result(root) or {}).get("validation") or {}
+    results = {
+        (cell.arm, cell.seed): result
+        for cell in trainings(study, root)
+        if (result := cell.result(root)) is not None
+    }
+    # A result outlives the weights it was made with.
+    scales = {
+        (arm, seed): result.get(ACTION_SCALES)
+        or action_scales(checkpoint(root, study.arm(arm), seed))
+        for (arm, seed), result in results.items()
+    }
+    for (arm, seed), result in results.items():
+        said = result.get("validation") or {}
         # Normalised errors of arms that normalise differently say nothing about each other.
-        if VALIDATION in said and scales[cell.arm] == scales[study.reference]:
-            errors.setdefault(cell.arm, {})[cell.seed] = float(said[VALIDATION])
+        same = scales[arm, seed] == scales.get((study.reference, seed))
+        if VALIDATION in said and same:
+            errors.setdefault(arm, {})[seed] = float(said[VALIDATION])
     base = errors.get(study.reference, {})
     for arm, mine in errors.items():
         ratios = np.array([mine[s] / base[s] - 1.0 for s in mine if s in base])
@@ -183,14 +198,19 @@ def _groups(
 ) -> Iterable[tuple[str, set[tuple[str, str]]]]:
     """Yield names and the (evaluation, perturbation) pairs that belong to each."""
     seen = {(e, key.perturbation) for rows in outcomes.values() for e, key in rows}
-    yield ALL, seen
+    of_all = {e.name for e in study.evaluations if not e.arms}
+    yield ALL, {(e, p) for e, p in seen if e in of_all} or seen
     for evaluation in study.evaluations:
-        here = sorted(p for e, p in seen if e == evaluation.name)
-        if len(seen) > 1 and here:
-            yield evaluation.name, {(evaluation.name, p) for p in here}
-        if len(here) > 1:
-            for perturbation in here:
-                yield f"{evaluation.name}, {perturbation}", {(evaluation.name, perturbation)}
+        here = {(e, p) for e, p in seen if e == evaluation.name}
+        if here and here != seen:
+            yield evaluation.name, here
+    kinds = sorted({p for _, p in seen} - {CLEAN, SAMPLED_START})
+    if len(kinds) > 1:
+        yield f"{ALL}, {PERTURBED}", {(e, p) for e, p in seen if p in kinds}
+    for kind in kinds:
+        here = {(e, p) for e, p in seen if p == kind}
+        if here != seen:
+            yield f"{ALL}, {kind}", here
 
 
 def _group(

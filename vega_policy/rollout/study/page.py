@@ -11,7 +11,7 @@ import numpy as np
 from vega_policy.rollout.figures import svg
 from vega_policy.rollout.page import STYLE
 from vega_policy.rollout.report.markup import perturbation_words, plain_table, scrolled, typeset
-from vega_policy.rollout.study.findings import ALL
+from vega_policy.rollout.study.findings import ALL, PERTURBED
 from vega_policy.rollout.study.text import (
     difference_cells,
     error_cells,
@@ -67,10 +67,13 @@ def page(study: Study, findings: Findings) -> str:
 
 def _group_words(name: str) -> str:
     if name == ALL:
-        return "All episodes"
+        return "What all arms played"
     evaluation, comma, perturbation = name.partition(", ")
-    words = evaluation.replace("_", " ")
-    return f"{words}: {perturbation_words(perturbation)}" if comma else words
+    if not comma:
+        return evaluation.replace("_", " ")
+    return (
+        "All perturbed episodes" if perturbation == PERTURBED else perturbation_words(perturbation)
+    )
 
 
 def _answer(study: Study, whole: GroupFindings) -> str:

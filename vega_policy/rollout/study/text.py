@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 def plan_text(study: Study) -> str:
     """Say what will be run and what it can find, before it is run."""
-    n_trained = sum(not arm.weights for arm in study.arms) * len(study.seeds)
+    n_trained = sum(len(study.seeds_of(arm.name)) for arm in study.arms if not arm.weights)
     least = expected_sensitivity(study)
     can = (
         "with one training seed no difference is tested"
         if least is None
         else f"no difference can be expected to be found, {_tests(study)} at {study.alpha} with "
-        f"{len(study.seeds)} seeds: what comes out is a description"
+        f"{_least_seeds(study)} seeds: what comes out is a description"
         if least > 1
         else f"found in {100 * study.power:.0f} % of cases: {points(least, signed=False)} points or more, "
         f"{_tests(study)} at {study.alpha}, if {study.assumed['discordant']:.0%} "
@@ -39,7 +39,7 @@ def plan_text(study: Study) -> str:
 def expected_sensitivity(study: Study) -> float | None:
     """Return the difference the study is expected to find, as a share."""
     return detectable(
-        n_seeds=len(study.seeds),
+        n_seeds=_least_seeds(study),
         n_episodes=study.episodes,
         discordant=study.assumed["discordant"],
         seed_sd=study.assumed["seed_sd"],
@@ -47,6 +47,12 @@ def expected_sensitivity(study: Study) -> float | None:
         alpha=study.alpha,
         power=study.power,
     )
+
+
+def _least_seeds(study: Study) -> int:
+    """Count the training seeds that every contrast of the question has."""
+    arms = study.families[0] if study.families else ()
+    return min((len(study.common_seeds(arm.name)) for arm in arms), default=len(study.seeds))
 
 
 def _tests(study: Study) -> str:
