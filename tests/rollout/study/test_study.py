@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from vega_policy.rollout.study.text import (
     group_table,
     plan_text,
 )
+from vega_policy.rollout.table import points
 from vega_policy.spec import ContractError, EnvFault, EpisodeKey, EpisodeResult
 from vega_policy.train.config import TrainConfig
 from vega_policy.vision.prior import build_prior
@@ -480,6 +482,34 @@ def test_what_shipped_studies_start_from_is_there():
     )
     assert prior.config.block_index == 3
     assert deepest.config.block_index == 5
+
+
+def test_the_results_in_the_documents_are_those_of_their_ledgers(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "docs/results/prior", tmp_path / "runs/studies/prior")
+    monkeypatch.chdir(tmp_path)  # settings of runs name folders below where the study was run
+    root = Path("runs/studies/prior")
+    study = Study.from_dict(
+        OmegaConf.to_container(OmegaConf.load(ROOT / "configs/study/prior.yaml"))
+    )
+    findings = json.loads(json.dumps(read_findings(study, root).to_json()))
+    kept = json.loads((root / "findings.json").read_text())
+    for part in ("n_trained", "missing", "notes"):
+        assert findings[part] == kept[part]
+    for part in ("groups", "errors"):
+        assert np.array(numbers(findings[part])) == pytest.approx(np.array(numbers(kept[part])))
+    [question] = [c for c in findings["groups"][0]["contrasts"] if c["name"] in study.main]
+    low, high = question["interval"]
+    said = f"{points(question['difference'])} points, {points(low)} to {points(high)}"
+    readme = (ROOT / "README.md").read_text().replace("\N{MINUS SIGN}", "-")
+    assert said in readme
+
+
+def numbers(found):
+    """List all numbers of nested JSON, in their order."""
+    if isinstance(found, dict | list):
+        inner = found.values() if isinstance(found, dict) else found
+        return [x for part in inner for x in numbers(part)]
+    return [float(found)] if isinstance(found, int | float) else []
 
 
 def test_arms_of_unequal_size_are_refused_unless_exempt(tmp_path):
